@@ -1,0 +1,224 @@
+"""What the rest of the house may ask of a diffusion model, whatever its family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A solver and its grid. `name` and `spacing` are checked by the family that samples with it."""
+
+    name: str = "ddim"
+    steps: int = 20
+    spacing: str = "trailing"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A place on the solver's grid.
+
+    `index` counts solver steps from 0 (noisiest); both evaluations of a Heun step carry the index and the
+    noise level of the step they belong to. `sigma` is the noise-to-signal ratio sqrt((1 - abar) / abar).
+    """
+
+    index: int
+    total: int
+    sigma: float
+    timestep: float
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the networks need to know of the prompts, a row each.
+
+    `tensors` and `null` hold the same keys with the same trailing shapes, `[B, ...]`. `rows` says which sample
+    of the micro-batch a row belongs to, so that evaluations are counted for the sample that asked for them
+    however rows were repeated or regrouped.
+    """
+
+    tensors: dict[str, Tensor]
+    null: dict[str, Tensor]
+    rows: Tensor  # int64 [B], on the CPU
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice | Sequence[int] | Tensor) -> Conditioning:
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index)
+        return Conditioning(
+            {key: value[index] for key, value in self.tensors.items()},
+            {key: value[index] for key, value in self.null.items()},
+            self.rows[index],
+        )
+
+    @property
+    def unconditional(self) -> Conditioning:
+        """The same rows with the null prompt in the prompt's place."""
+        return replace(self, tensors=self.null)
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """The rows of all parts, one after the other."""
+        first = parts[0]
+        return Conditioning(
+            {key: torch.cat([part.tensors[key] for part in parts]) for key in first.tensors},
+            {key: torch.cat([part.null[key] for part in parts]) for key in first.null},
+            torch.cat([part.rows for part in parts]),
+        )
+
+
+class Schedule(ABC):
+    """A solver at work on one batch: it knows the grid and how to take a step. Used once, then thrown away."""
+
+    evaluations: list[Step]  # one entry a denoiser call, in order (Heun: two a step but for the last)
+
+    @abstractmethod
+    def start(self, noise: Tensor) -> Tensor:
+        """Standard normal noise to the solver's first state."""
+
+    @abstractmethod
+    def network_input(self, state: Tensor, i: int) -> Tensor:
+        """What the network sees at evaluation `i`: the variance-preserving x_t for the SD families."""
+
+    @abstractmethod
+    def advance(self, prediction: Tensor, state: Tensor, i: int, renoise: Tensor | None = None) -> Tensor:
+        """The state after evaluation `i`, given the guided prediction in the network's native space.
+
+        `renoise`, in the same space, takes the prediction's place in the direction back to noise (CFG++).
+        """
+
+
+class Counter:
+    """Denoiser evaluations per sample, by network; gradient passes apart."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.by_network: dict[str, np.ndarray] = {}
+        self.gradients = np.zeros(samples, dtype=np.int64)
+
+    def add(self, network: str, rows: Tensor, gradient: bool = False) -> None:
+        """Counts one evaluation for every entry of `rows` (indices of samples)."""
+        counted = torch.bincount(rows, minlength=self.samples).numpy()
+        if gradient:
+            self.gradients = self.gradients + counted
+        else:
+            self.by_network[network] = self.by_network.get(network, 0) + counted
+
+    @property
+    def nfe(self) -> np.ndarray:
+        """All evaluations of each sample, int64 `[samples]`."""
+        return sum(self.by_network.values(), np.zeros(self.samples, dtype=np.int64))
+
+
+class Diffusion(ABC):
+    """A diffusion model of one family, with its weights, on one device.
+
+    Every denoiser evaluation goes through `predict`, which adds it to `counter` when one is set.
+    """
+
+    family: ClassVar[str]
+    native: str  # "epsilon", "v_prediction" or "sample" (x0): what the network predicts
+    networks: tuple[str, ...] = ("main",)
+    requests: ClassVar[frozenset[str]] = frozenset({"cond", "uncond"})  # kinds of prediction it can give
+    samplers: ClassVar[tuple[str, ...]]
+    trained: bool = True  # False marks random weights
+    latent_shape: tuple[int, ...]  # of one row, (C, H, W)
+    device: torch.device
+    dtype: torch.dtype
+    counter: Counter | None = None
+
+    @classmethod
+    @abstractmethod
+    def load(
+        cls,
+        weights: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        size: int | None = None,
+        networks: dict[str, dict[str, Any]] | None = None,
+    ) -> Diffusion:
+        """Opens a local folder, a Hub id or `builtin:NAME`. `size` is the image's side in pixels."""
+
+    @classmethod
+    def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:
+        """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
+        return []
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Prompts to conditioning, with its null; `rows` = 0 ... B-1."""
+
+    @abstractmethod
+    def predict(
+        self, x: Tensor, timestep: Tensor | float, conditioning: Conditioning, network: str = "main",
+        perturbed: tuple[str, ...] = (),
+    ) -> Tensor:
+        """One denoiser evaluation a row, in the network's native parameterisation; `[B, C, H, W]` as `x`."""
+
+    @abstractmethod
+    def alpha_sigma(self, timestep: float) -> tuple[float, float]:
+        """sqrt(abar) and sqrt(1 - abar) at a timestep, in double precision."""
+
+    def to_epsilon(self, prediction: Tensor, x: Tensor, timestep: float) -> Tensor:
+        """A native prediction as the noise it implies, exactly."""
+        alpha, sigma = self.alpha_sigma(timestep)
+        if self.native == "epsilon":
+            return prediction
+        if self.native == "v_prediction":
+            return alpha * prediction + sigma * x
+        return (x - alpha * prediction) / sigma
+
+    def to_x0(self, prediction: Tensor, x: Tensor, timestep: float) -> Tensor:
+        """A native prediction as the clean latent it implies, exactly."""
+        alpha, sigma = self.alpha_sigma(timestep)
+        if self.native == "epsilon":
+            return (x - sigma * prediction) / alpha
+        if self.native == "v_prediction":
+            return alpha * x - sigma * prediction
+        return prediction
+
+    def to_native(self, prediction: Tensor, x: Tensor, timestep: float, space: str) -> Tensor:
+        """A prediction in `space` ("native", "epsilon" or "x0") as the network would have said it."""
+        if space in ("native", self.native):
+            return prediction
+        alpha, sigma = self.alpha_sigma(timestep)
+        epsilon = prediction if space == "epsilon" else (x - alpha * prediction) / sigma
+        if self.native == "epsilon":
+            return epsilon
+        if self.native == "v_prediction":
+            return (epsilon - sigma * x) / alpha
+        return (x - sigma * epsilon) / alpha
+
+    @abstractmethod
+    def schedule(self, sampler: Sampler) -> Schedule:
+        """A fresh solver for one batch."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Clean latents to images, uint8 `[B, F, H, W, 3]` on the CPU."""
+
+    @abstractmethod
+    def decode_differentiable(self, latents: Tensor) -> Tensor:
+        """Clean latents to images, float `[B, F, H, W, 3]` in [0, 1], gradients kept."""
+
+    @abstractmethod
+    def flops_per_evaluation(self, network: str = "main") -> float:
+        """Floating-point operations of one row's evaluation, 1 multiply-add = 2 (measured once, then kept)."""

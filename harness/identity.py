@@ -1,0 +1,32 @@
+"""Who a sample is: seeds and digests. Pure Python, so that planning needs neither torch nor ray."""
+
+import hashlib
+import json
+from typing import Any
+
+
+def seed64(text: str) -> int:
+    """The 63-bit seed that belongs to `text`: SHA-256, first 8 bytes, little-endian, top bit cleared."""
+    first = hashlib.sha256(text.encode("utf-8")).digest()[:8]
+    return int.from_bytes(first, "little") & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no blanks: equal values give equal text. NaN and infinity are refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, in hex."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()
+
+
+def sample_id(
+    model_digest: str, method_digest: str, prompt_set: str, prompt_id: str, seed: int, seeding: str
+) -> str:
+    """The 32 hex digits that name one sample.
+
+    Labels, devices, workers, batches and paths have no part in it, so that the same sample has the same id
+    wherever it is made; an edited method or retrained model has another digest and so another id.
+    """
+    return digest([model_digest, method_digest, prompt_set, prompt_id, seed, seeding])[:32]

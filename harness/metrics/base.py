@@ -1,0 +1,105 @@
+"""The kinds of metric. A metric's name carries its version; its digest also its weights and preprocessing."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from harness.prompts import Prompt
+
+
+@dataclass
+class Scores:
+    """One value a row (float64 `[B]`, NaN where there is none) and a detail a row for the Parquet file."""
+
+    values: np.ndarray
+    details: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Metric(ABC):
+    """Common to all kinds. Subclasses are dataclasses; their fields are the YAML's parameters.
+
+    `open()` loads weights onto a device; nothing is loaded before it, so that `check` and `list` are quick.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str]  # "sample", "paired" or "distribution"
+    version: ClassVar[int] = 1
+    higher_is_better: ClassVar[bool] = True
+    aggregation: ClassVar[str] = "mean"  # "mean_of_groups": the unweighted mean of the categories' means
+    trained: bool = True  # False marks random weights
+
+    def open(self, device: str = "cpu") -> None:
+        """Loads what scoring needs; called once in the process that scores."""
+
+    def missing(self) -> str | None:
+        """None when `open` can succeed here; otherwise what is missing and the command that gets it."""
+        return None
+
+    def content(self) -> dict[str, Any]:
+        """What beside name, version and parameters decides the value: hashes of weights, preprocessing."""
+        return {}
+
+
+class SampleMetric(Metric):
+    """A value for each image."""
+
+    kind = "sample"
+
+    @abstractmethod
+    def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
+        """Scores uint8 `[B, F, H, W, 3]` with the official preprocessing."""
+
+    def differentiable(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """The same value, `[B]`, from float `[B, F, H, W, 3]` in [0, 1], gradients kept (for judges)."""
+        raise NotImplementedError(f"{self.name} has no gradient")
+
+
+class PairedMetric(Metric):
+    """A value for each image and its reference image."""
+
+    kind = "paired"
+
+    @abstractmethod
+    def score_pairs(self, images: np.ndarray, references: np.ndarray) -> Scores:
+        """Scores uint8 `[B, F, H, W, 3]` against references of the same shape."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a cell's features are compared with: moments (float64), and features where a metric needs them.
+
+    `preprocessing` and `sha256` say how it was made; statistics of another preprocessing are refused.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    count: int
+    features: np.ndarray | None
+    preprocessing: str
+    sha256: str
+
+
+class DistributionMetric(Metric):
+    """A value for a whole cell, from stored features."""
+
+    kind = "distribution"
+    higher_is_better = False
+    extractor: ClassVar[str]  # features of one extractor are stored once, whatever metrics use them
+
+    @abstractmethod
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """uint8 `[B, F, H, W, 3]` to float32 `[B, D]`."""
+
+    @abstractmethod
+    def reference(self) -> Reference:
+        """The statistics to compare with."""
+
+    @abstractmethod
+    def distance(self, features: np.ndarray, reference: Reference) -> float:
+        """The metric of float32 `[N, D]` features, in float64. Raises ValueError where N is too small."""

@@ -1,0 +1,69 @@
+"""Noise stages: what happens to the initial noise before sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from harness.diffusion.base import Conditioning, Diffusion, Sampler
+from harness.metrics.base import SampleMetric
+from harness.prompts import Prompt
+from harness.seeding import RowKey, normals
+
+
+@dataclass
+class NoiseContext:
+    """All that a noise stage may use. Rows are the samples of one micro-batch.
+
+    `sample` runs this method's own sampler and guidance from a noise to clean latents; `invert` walks clean
+    latents back to noise on the same grid by DDIM inversion. Both take float32 `[B, C, H, W]` for the rows of
+    the micro-batch, in order, and give float32 back.
+    """
+
+    noise: Tensor  # float32 [B, C, H, W] on the model's device
+    prompts: Sequence[Prompt]
+    conditioning: Conditioning
+    model: Diffusion
+    sampler: Sampler
+    sample: Callable[[Tensor], Tensor]
+    invert: Callable[..., Tensor]  # invert(latents, scale=1.0): scale 1 conditional, 0 unconditional
+    keys: Sequence[RowKey]
+    judge: SampleMetric | None = None
+
+    def generators(self, purpose: str, k: int | None = None) -> list[torch.Generator]:
+        """A generator a row, for one purpose (and its k-th use)."""
+        return [key.generator(purpose, k) for key in self.keys]
+
+    def draw(self, purpose: str, k: int | None = None) -> Tensor:
+        """Fresh standard normal noise like `noise`, each row from its own generator."""
+        return normals(self.generators(purpose, k), tuple(self.noise.shape[1:])).to(self.noise.device)
+
+    def candidate(self, k: int) -> Tensor:
+        """The k-th candidate noise; candidate 0 is the row's own noise, so K = 1 changes nothing."""
+        return self.noise if k == 0 else self.draw("candidate", k)
+
+
+@dataclass
+class Refined:
+    """What a stage hands on: the noise, a record a row for the Parquet file, and the clean latents where the
+    winner has already been sampled."""
+
+    noise: Tensor
+    records: list[dict[str, Any]] = field(default_factory=list)
+    latents: Tensor | None = None
+
+
+class NoiseStage(Protocol):
+    """A frozen dataclass whose fields are its parameters.
+
+    Optional class attributes: `version` (int), `needs_judge` (bool), `requests` (kinds of prediction that it
+    asks of the model, so that a family without them is refused when the benchmark is read).
+    """
+
+    def __call__(self, ctx: NoiseContext) -> Refined:
+        """Refines the noise of every row; must not depend on the other rows of the batch."""
+        ...

@@ -1,0 +1,142 @@
+"""Names to classes, for the nouns that plug in: models, noise stages, guidances, metrics.
+
+A name is one of ours, one registered by decorator, one that an installed package offers as an entry point of
+the group `harness.<kind>`, or `package.module:Class`. Nothing is imported before its name is asked for.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+from harness.errors import HarnessError
+from harness.identity import digest
+
+T = TypeVar("T")
+
+KINDS = ("model", "noise", "guidance", "metric")
+
+BUILTIN: dict[str, dict[str, str]] = {
+    "model": {
+        "stable_diffusion": "harness.diffusion.stable_diffusion:StableDiffusion",
+    },
+    "noise": {
+        "gaussian": "harness.noise.gaussian:Gaussian",
+        "nlg": "harness.noise.nlg:NLG",
+        "inversion_stability": "harness.noise.inversion_stability:InversionStability",
+        "best_of_n": "harness.noise.best_of_n:BestOfN",
+    },
+    "guidance": {
+        "none": "harness.guidance.none:NoGuidance",
+        "cfg": "harness.guidance.cfg:CFG",
+    },
+    "metric": {
+        "geneval-shapes": "harness.metrics.geneval_shapes:GenEvalShapes",
+        "clipscore-shapes": "harness.metrics.clipscore_shapes:CLIPScoreShapes",
+        "fd-shapes-clip": "harness.metrics.distribution_shapes:FrechetShapesCLIP",
+        "cmmd-shapes-clip": "harness.metrics.distribution_shapes:CMMDShapesCLIP",
+    },
+}
+
+_registered: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
+
+
+def register(kind: str, name: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: makes the class known as `name` among the plug-ins of `kind`."""
+
+    def keep(cls: type[T]) -> type[T]:
+        known = _registered[kind].get(name)
+        if name in BUILTIN[kind] or (known is not None and known.__qualname__ != cls.__qualname__):
+            origin = BUILTIN[kind].get(name) or f"{known.__module__}:{known.__qualname__}"  # type: ignore[union-attr]
+            raise HarnessError(f"{kind} {name!r} is taken by {origin}; choose another name for {cls.__module__}")
+        _registered[kind][name] = cls
+        return cls
+
+    return keep
+
+
+def names(kind: str) -> list[str]:
+    """All known names of a kind, sorted."""
+    offered = {point.name for point in entry_points(group=f"harness.{kind}")}
+    return sorted({*BUILTIN[kind], *_registered[kind], *offered})
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint for a misspelt name: the nearest known ones, or all of them."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def load(kind: str, name: str) -> type:
+    """The class behind a name.
+
+    Raises:
+        HarnessError: unknown name (the message lists the nearest known ones) or a module that does not import.
+    """
+    if name in _registered[kind]:
+        return _registered[kind][name]
+    target = BUILTIN[kind].get(name)
+    if target is None:
+        points = {point.name: point.value for point in entry_points(group=f"harness.{kind}")}
+        target = points.get(name) or (name if ":" in name else None)
+    if target is None:
+        raise HarnessError(
+            f"unknown {kind} {name!r}: {nearest(name, names(kind))} "
+            f"(your own: 'package.module:Class')"
+        )
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError) as error:
+        raise HarnessError(
+            f"{kind} {name!r} cannot be loaded: {error}. It is looked up as a Python import from the folder "
+            f"of the benchmark file, the current folder and the installed packages"
+        ) from error
+
+
+def build(kind: str, name: str, parameters: dict[str, Any]) -> Any:
+    """An instance of the plug-in `name` with `parameters` (defaults filled in, types checked).
+
+    Plug-ins are dataclasses: a field is a parameter; `__post_init__` may raise ValueError for a value that
+    makes no sense. An unknown, missing or ill-typed parameter is a HarnessError naming it.
+    """
+    cls = load(kind, name)
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
+    for key in parameters:
+        if key not in known:
+            raise HarnessError(f"{kind} {name!r} has no parameter {key!r}: {nearest(str(key), known)}")
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(parameters)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        given = f", got {first['input']!r}" if place else ""
+        raise HarnessError(
+            f"{kind} {name!r}{': parameter ' + repr(place) if place else ''}: {first['msg']}{given}"
+        ) from error
+
+
+def identity_of(kind: str, name: str, instance: Any) -> dict[str, Any]:
+    """What a digest needs of a plug-in: its name, its parameters, and its version.
+
+    A class of this package carries a `version` number that is raised whenever its results change. One from
+    elsewhere is known by the SHA-256 of its source file as well, so that an edit makes new samples.
+    """
+    cls = type(instance)
+    version: Any = getattr(cls, "version", 1)
+    if not cls.__module__.startswith("harness."):
+        source = inspect.getsourcefile(cls)
+        version = [version, hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else cls.__qualname__]
+    return {"name": name, "parameters": dataclasses.asdict(instance), "version": version}
+
+
+def digest_of(kind: str, name: str, instance: Any) -> str:
+    """The digest of `identity_of`."""
+    return digest(identity_of(kind, name, instance))

@@ -1,0 +1,62 @@
+"""Random generators of a sample: one for every purpose, none of them global."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from harness.errors import HarnessError
+from harness.identity import seed64
+
+SEEDINGS = ("identity", "literal", "published")
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """What the randomness of a row depends on, and all it depends on.
+
+    `literal` is the number that seeds the initial noise when the benchmark asks for `seeding: literal` or for
+    a column of the prompt set; None means that the identity of the row decides.
+    """
+
+    prompt_set: str
+    prompt_id: str
+    seed: int
+    literal: int | None = None
+
+    def generator(self, purpose: str, k: int | None = None) -> torch.Generator:
+        """A fresh CPU generator for `purpose`, numbered by `k` where a purpose is drawn more than once."""
+        if self.literal is not None and purpose in ("noise", "candidate"):
+            # Papers call "seed 0 ... 99" what torch.manual_seed gets; candidate k is the k-th seed after ours.
+            seed = self.literal + (k or 0)
+        else:
+            tail = "" if k is None else f"/{k}"
+            seed = seed64(f"{purpose}/{self.prompt_set}/{self.prompt_id}/{self.seed}{tail}")
+        return torch.Generator("cpu").manual_seed(seed)
+
+
+def normals(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal rows, float32 on the CPU, `[len(generators), *shape]`, each from its own generator."""
+    return torch.cat([torch.randn((1, *shape), generator=g, dtype=torch.float32) for g in generators])
+
+
+def row_key(seeding: str, prompt_set: str, prompt_id: str, seed: int, columns: dict[str, object]) -> RowKey:
+    """The key of a row under a benchmark's `seeding` (`identity`, `literal`, `published` or `column:NAME`).
+
+    Raises:
+        HarnessError: the prompt has no such column, or its value is no whole number.
+    """
+    if seeding == "identity":
+        return RowKey(prompt_set, prompt_id, seed)
+    if seeding in ("literal", "published"):
+        return RowKey(prompt_set, prompt_id, seed, literal=seed)
+    column = seeding.removeprefix("column:")
+    value = columns.get(column)
+    try:
+        return RowKey(prompt_set, prompt_id, seed, literal=int(str(value)) + seed)
+    except ValueError:
+        known = ", ".join(sorted(columns)) or "none"
+        raise HarnessError(
+            f"seeding: column {column!r} of prompt {prompt_id!r} in {prompt_set!r} holds {value!r}, "
+            f"expected a whole number (extra columns of this set: {known})"
+        ) from None
