@@ -1,7 +1,22 @@
-"""Prompt sets: an ordered list of prompts with ids, from a manifest or from a user's own file."""
+"""Prompt sets: an ordered list of prompts with ids, from a manifest under `datasets/` or a user's own file."""
 
+import csv
+import io
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+from harness.benchmark import PromptSpec, resources
+from harness.errors import HarnessError
+from harness.identity import seed64
+from harness.registry import nearest
+from harness.weights import sha256_of
+
+FORMATS = ("csv", "tsv", "jsonl", "txt")
+LONGEST = 100_000  # characters of one prompt; far above any real one, far below what stalls a tokenizer
 
 
 @dataclass(frozen=True)
@@ -15,3 +30,160 @@ class Prompt:
     image: str | None = None
     truth: dict[str, Any] | None = None
     columns: dict[str, Any] = field(default_factory=dict)  # further columns of the set's file
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts in order. `id` seeds their noise; `nsfw` marks lists whose images reports should blur."""
+
+    id: str
+    prompts: tuple[Prompt, ...]
+    nsfw: bool = False
+
+
+def known() -> dict[str, Path]:
+    """Manifests by name."""
+    return {path.stem: path for path in sorted(resources("datasets").glob("*.yaml"))}
+
+
+def load(spec: PromptSpec, folder: Path) -> PromptSet:
+    """The prompts that a benchmark asks for; `folder` is where its relative paths start.
+
+    Raises:
+        HarnessError: unknown set, missing or changed file, a malformed or repeated row, or nothing selected.
+    """
+    manifests = known()
+    if spec.set in manifests:
+        manifest = yaml.safe_load(manifests[spec.set].read_text(encoding="utf-8"))
+        path = folder / spec.path if spec.path else manifests[spec.set].parent / manifest["file"]
+    elif spec.path:
+        manifest = {"format": Path(spec.path).suffix.lstrip("."), "columns": {}}
+        path = folder / spec.path
+    else:
+        raise HarnessError(
+            f"unknown prompt set {spec.set!r}: {nearest(spec.set, sorted(manifests))} "
+            f"(for a file of your own add 'path: FILE')"
+        )
+    if not path.is_file():
+        source = manifest.get("source")
+        raise HarnessError(
+            f"prompt set {spec.set!r}: no file {path}"
+            + (f". Its source is {source}; save it and add 'path: FILE' to the prompts of the benchmark" if source else "")
+        )
+    if manifest.get("sha256") and sha256_of(path) != manifest["sha256"]:
+        raise HarnessError(
+            f"prompt set {spec.set!r}: {path} is not the file that its manifest names: SHA-256 is "
+            f"{sha256_of(path)}, expected {manifest['sha256']}"
+        )
+    prompts = read_file(path, manifest["format"], manifest["columns"])
+    return PromptSet(spec.set, tuple(select(prompts, spec)), bool(manifest.get("nsfw")))
+
+
+def select(prompts: list[Prompt], spec: PromptSpec) -> list[Prompt]:
+    """The categories asked for, then the first n or a seeded random n (in the set's order)."""
+    chosen = prompts
+    if spec.category is not None:
+        wanted = [spec.category] if isinstance(spec.category, str) else spec.category
+        have = sorted({prompt.category for prompt in prompts if prompt.category is not None})
+        for name in wanted:
+            if name not in have:
+                raise HarnessError(f"prompt set {spec.set!r} has no category {name!r}: {nearest(name, have)}")
+        chosen = [prompt for prompt in prompts if prompt.category in wanted]
+    if spec.first is not None:
+        chosen = chosen[: spec.first]
+    if spec.sample is not None:
+        # Each prompt's place in the draw depends on its id alone, so a larger sample contains the smaller one.
+        drawn = sorted(chosen, key=lambda prompt: seed64(f"subset/{spec.set}/{prompt.id}"))[: spec.sample]
+        kept = {prompt.id for prompt in drawn}
+        chosen = [prompt for prompt in chosen if prompt.id in kept]
+    if not chosen:
+        raise HarnessError(f"prompt set {spec.set!r} is empty")
+    return chosen
+
+
+def read_file(path: Path, form: str, columns: dict[str, str]) -> list[Prompt]:
+    """The prompts of a file.
+
+    `columns` says which column is `id`, `text`, `category`, `truth`, ...; without it the text is looked for
+    under prompt, text or caption in any case (a .txt file is a prompt a line), the id under id, else the row number.
+    """
+    if form not in FORMATS:
+        raise HarnessError(f"{path}: files of kind {form!r} are not read as prompts; expected one of {', '.join(FORMATS)}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # a byte-order mark is no part of the first column's name
+    except UnicodeDecodeError as error:
+        raise HarnessError(f"{path}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
+    rows = _rows(path, text, form)
+    if not rows:
+        raise HarnessError(f"{path}: holds no prompts")
+    roles = columns or _guess(path, list(rows[0]))
+    prompts = [_prompt(path, number, row, roles) for number, row in enumerate(rows)]
+    seen: dict[str, int] = {}
+    for number, prompt in enumerate(prompts):
+        if prompt.id in seen:
+            raise HarnessError(f"{path}: rows {seen[prompt.id]} and {number} have the same id {prompt.id!r}")
+        seen[prompt.id] = number
+    return prompts
+
+
+def _rows(path: Path, text: str, form: str) -> list[dict[str, Any]]:
+    if form == "txt":
+        return [{"prompt": line} for line in text.split("\n") if line.strip()]
+    if form == "jsonl":
+        rows = []
+        for number, line in enumerate(text.split("\n")):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise HarnessError(f"{path}: line {number + 1} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise HarnessError(f"{path}: line {number + 1}: expected an object, got {line[:80]!r}")
+            rows.append(row)
+        return rows
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if form == "tsv" else {"strict": True}
+    csv.field_size_limit(10 * LONGEST)
+    try:
+        table = list(csv.reader(io.StringIO(text, newline=""), **dialect))
+    except csv.Error as error:
+        raise HarnessError(f"{path}: malformed {form}: {error}") from error
+    table = [cells for cells in table if cells]
+    for number, cells in enumerate(table[1:]):
+        if len(cells) != len(table[0]):
+            raise HarnessError(f"{path}: row {number} has {len(cells)} cells, the header has {len(table[0])}: {cells!r:.200}")
+    return [dict(zip(table[0], cells, strict=True)) for cells in table[1:]]
+
+
+def _guess(path: Path, header: list[str]) -> dict[str, str]:
+    lower = {name.lower(): name for name in header}
+    text = next((lower[name] for name in ("prompt", "prompts", "text", "caption") if name in lower), None)
+    if text is None:
+        raise HarnessError(f"{path}: no column called prompt, text or caption; it has {', '.join(header)}")
+    optional = {role: lower[role] for role in ("id", "category") if role in lower}
+    return {"text": text, **optional}
+
+
+def _prompt(path: Path, number: int, row: dict[str, Any], roles: dict[str, str]) -> Prompt:
+    for role, column in roles.items():
+        if column not in row:
+            raise HarnessError(f"{path}: row {number} has no {column!r} (the prompt's {role})")
+    text = row[roles["text"]]
+    if not isinstance(text, str) or len(text) > LONGEST or any(ord(c) < 32 and c not in "\t\r\n" for c in text):
+        raise HarnessError(
+            f"{path}: row {number}: {roles['text']}: expected a text of at most {LONGEST} characters without "
+            f"control characters, got {str(text)[:60]!r}"
+        )
+    truth = row[roles["truth"]] if "truth" in roles else None
+    if truth is not None and not isinstance(truth, dict):
+        raise HarnessError(f"{path}: row {number}: {roles['truth']}: expected an object, got {truth!r:.60}")
+    category = row[roles["category"]] if "category" in roles else None
+    return Prompt(
+        id=str(row[roles["id"]]) if "id" in roles else str(number),
+        text=text,
+        category=None if category is None else str(category).strip(),
+        class_label=int(row[roles["class_label"]]) if "class_label" in roles else None,
+        image=str(row[roles["image"]]) if "image" in roles else None,
+        truth=truth,
+        columns={name: value for name, value in row.items() if name not in roles.values()},
+    )

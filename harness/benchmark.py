@@ -1,0 +1,309 @@
+"""The benchmark file as typed models. Every error names the file, the key and what was expected."""
+
+import itertools
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from harness.errors import HarnessError
+from harness.registry import nearest
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def _label(value: str) -> str:
+    if not LABEL.fullmatch(value) or len(value) > 100:
+        raise ValueError(
+            f"{value!r} cannot name a folder: use letters, digits, '.', '_', '+' and '-', starting with a letter "
+            f"or a digit, at most 100 of them"
+        )
+    return value
+
+
+class Strict(BaseModel):
+    """Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+
+class ModelSpec(Strict):
+    """A model block. What is decided here is the same for every method: dtype, size, micro-batch, threads."""
+
+    family: str
+    weights: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    size: int | None = Field(None, ge=1)
+    batch: int = Field(8, ge=1)
+    device: str = "auto"  # "auto": a GPU where the worker has one, else the CPU
+    threads: int = Field(1, ge=1)  # a worker's CPU threads; fixed here because they can change the last bits
+    gpus: float = Field(1, gt=0)  # GPUs (or a fraction of one) a worker takes, where there are any
+    networks: dict[str, dict[str, Any]] = {}
+
+
+class PromptSpec(Strict):
+    """Which prompts of which set. Without a selection: all of them."""
+
+    set: str
+    path: str | None = None  # the set's file, where it is not where the manifest says
+    first: int | None = Field(None, ge=1)
+    sample: int | None = Field(None, ge=1)
+    category: str | list[str] | None = None
+
+    @field_validator("set")
+    @classmethod
+    def _one_word(cls, value: str) -> str:
+        return _label(value)
+
+    @model_validator(mode="after")
+    def _one_selection(self) -> "PromptSpec":
+        if self.first is not None and self.sample is not None:
+            raise ValueError("give 'first' or 'sample', not both")
+        return self
+
+
+class MethodSpec(Strict):
+    """A noise stage with a guidance, and where the method needs them its own sampler and judge."""
+
+    noise: Any = None  # a name, or {name: parameters}; None is plain Gaussian noise
+    guidance: Any = None  # likewise; None is no guidance
+    sampler: dict[str, Any] = {}
+    judge: str | None = None
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] | None = None
+
+
+class TableSpec(Strict):
+    """One table of the run."""
+
+    rows: list[Literal["model", "method", "prompts"]] = ["prompts", "method"]
+    columns: Literal["metrics"] | list[str] = "metrics"
+    baseline: str | None = None
+    groups: bool = False
+
+
+class Paper(Strict):
+    """The paper that a benchmark reproduces."""
+
+    title: str
+    arxiv: str | None = None
+    table: int | str | None = None
+
+
+class Benchmark(Strict):
+    """One benchmark file, its sweeps expanded to one method a value."""
+
+    name: str
+    paper: Paper | None = None
+    models: dict[str, ModelSpec] = Field(min_length=1)
+    prompts: dict[str, PromptSpec] = Field(min_length=1)
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    seeding: str = "identity"
+    sampler: dict[str, Any] = {}
+    methods: dict[str, MethodSpec] = Field(min_length=1)
+    metrics: list[str | dict[str, dict[str, Any]]] = []
+    tables: list[TableSpec] = [TableSpec()]
+    published: list[str] = []
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        return _label(value)
+
+    @field_validator("models", "prompts")  # a method's label is checked once its sweep is expanded
+    @classmethod
+    def _labels(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for label in value:
+            _label(label)
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _different_seeds(cls, value: list[int]) -> list[int]:
+        for seed, group in itertools.groupby(sorted(value)):
+            if len(list(group)) > 1:
+                raise ValueError(f"seed {seed} is listed twice")
+        return value
+
+    @field_validator("seeding")
+    @classmethod
+    def _known_seeding(cls, value: str) -> str:
+        if value not in ("identity", "literal", "published") and not re.fullmatch(r"column:.+", value):
+            raise ValueError(f"expected identity, literal, published or 'column:NAME', got {value!r}")
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _single_metrics(cls, value: list[Any]) -> list[Any]:
+        seen = set()
+        for entry in value:
+            if isinstance(entry, dict) and len(entry) != 1:
+                raise ValueError(f"a metric is a name or one {{name: parameters}}, got {entry!r}")
+            name, _ = named(entry)
+            if name in seen:
+                raise ValueError(f"metric {name!r} is listed twice")
+            seen.add(name)
+        return value
+
+    def limited(self, limit: int | None) -> "Benchmark":
+        """The same benchmark with at most `limit` prompts of each set and the first seed."""
+        if limit is None:
+            return self
+        prompts = {
+            label: spec.model_copy(update={"sample": min(limit, spec.sample)})
+            if spec.sample
+            else spec.model_copy(update={"first": min(limit, spec.first or limit)})
+            for label, spec in self.prompts.items()
+        }
+        return self.model_copy(update={"prompts": prompts, "seeds": self.seeds[:1]})
+
+
+def named(entry: Any) -> tuple[str, dict[str, Any]]:
+    """`"cfg"` or `{"cfg": {"scale": 5}}` as name and parameters.
+
+    Raises:
+        ValueError: neither of these forms.
+    """
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, dict) and len(entry) == 1:
+        name, parameters = next(iter(entry.items()))
+        if parameters is None:
+            parameters = {}
+        if isinstance(name, str) and isinstance(parameters, dict):
+            return name, parameters
+    raise ValueError(f"expected a name or one {{name: {{parameter: value}}}}, got {entry!r}")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML silently keeps the last of two equal keys; a benchmark must not lose a method that way."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def resources(kind: str) -> Path:
+    """The folder `benchmarks` or `datasets`: inside an installed package, or beside it in a checkout."""
+    package = Path(str(files("harness")))
+    return package / kind if (package / kind).is_dir() else package.parent / kind
+
+
+def known() -> dict[str, Path]:
+    """Benchmarks by name: those that ship, and those under ./benchmarks, which win."""
+    found: dict[str, Path] = {}
+    for folder in (resources("benchmarks"), Path("benchmarks")):
+        found |= {path.stem: path for path in sorted(folder.glob("**/*.yaml"))}
+    return found
+
+
+def find(name: str) -> Path:
+    """The file of a benchmark given as a path or a known name."""
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        path = Path(name)
+        if not path.is_file():
+            raise HarnessError(f"benchmark file {name}: no such file")
+        return path
+    paths = known()
+    if name not in paths:
+        raise HarnessError(f"unknown benchmark {name!r}: {nearest(name, sorted(paths))} (or give a path to a .yaml)")
+    return paths[name]
+
+
+def load(path: Path) -> Benchmark:
+    """Reads a benchmark file.
+
+    Raises:
+        HarnessError: not YAML, an unknown or repeated key, a value of the wrong type.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 (a SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise HarnessError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise HarnessError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise HarnessError(f"{path}: expected a mapping with name, models, prompts and methods")
+    return parse(content, str(path))
+
+
+def parse(content: dict[str, Any], source: str) -> Benchmark:
+    """A benchmark from plain data; `source` is what error messages call it."""
+    try:
+        benchmark = Benchmark.model_validate(content)
+    except ValidationError as error:
+        raise HarnessError("\n".join(_explain(source, problem) for problem in error.errors())) from error
+    return benchmark.model_copy(update={"methods": _expand(benchmark.methods, source)})
+
+
+def _explain(source: str, problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"] if part not in ("str", "dict[str,dict[str,any]]"))
+    where = f"{source}: {place}: " if place else f"{source}: "
+    if problem["type"] == "extra_forbidden":
+        return f"{where}unknown key: {nearest(str(problem['loc'][-1]), _keys_at(problem['loc'][:-1]))}"
+    if problem["type"] == "missing":
+        return f"{where}this key is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
+    return f"{where}{message}{given}"
+
+
+def _keys_at(place: tuple[Any, ...]) -> list[str]:
+    blocks: dict[str, type[BaseModel]] = {
+        "models": ModelSpec, "prompts": PromptSpec, "methods": MethodSpec, "tables": TableSpec, "paper": Paper,
+    }
+    block = blocks.get(str(place[0]), Benchmark) if place else Benchmark
+    return sorted(block.model_fields)
+
+
+def _expand(methods: dict[str, MethodSpec], source: str) -> dict[str, MethodSpec]:
+    """A sweep (`"cfg-{w}": {grid: {w: [1, 3]}, ...}`) as one method a value."""
+    expanded: dict[str, MethodSpec] = {}
+    for label, spec in methods.items():
+        variants: list[dict[str, Any]] = [{}]
+        if spec.grid:
+            variants = [
+                dict(zip(spec.grid, values, strict=True)) for values in itertools.product(*spec.grid.values())
+            ]
+        for variant in variants:
+            try:
+                name = _label(label.format(**variant) if spec.grid else label)
+                filled = MethodSpec(
+                    noise=_fill(spec.noise, variant), guidance=_fill(spec.guidance, variant),
+                    sampler=_fill(spec.sampler, variant), judge=spec.judge,
+                )
+            except (KeyError, IndexError, ValueError) as error:
+                raise HarnessError(f"{source}: methods.{label}: {_grid_fault(error)}") from error
+            if name in expanded:
+                raise HarnessError(f"{source}: methods.{label}: two methods are called {name!r}")
+            expanded[name] = filled
+    return expanded
+
+
+def _grid_fault(error: Exception) -> str:
+    if isinstance(error, KeyError | IndexError):
+        return f"the label names {error}, which its grid does not give"
+    return str(error)
+
+
+def _fill(value: Any, variant: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _fill(inner, variant) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_fill(inner, variant) for inner in value]
+    if isinstance(value, str):
+        for name, given in variant.items():
+            if value == "{" + name + "}":
+                return given
+    return value
