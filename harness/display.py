@@ -1,0 +1,90 @@
+"""What a person sees while a run is at work: a live bar on a terminal, a line now and then in a log file."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Display:
+    """Progress of the stages of a run, on standard error, so that standard output holds results alone."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, soft_wrap=True, highlight=False)
+        self.live = self.console.is_terminal and not quiet
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._total = self._done = self._failed = 0
+        self._started: float | None = None
+        self._said = 0.0
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish()
+
+    def say(self, text: str) -> None:
+        """One line for the person at the terminal."""
+        self.console.print(text, markup=False)
+
+    def start(self, stage: str, total: int, finished_before: int = 0) -> None:
+        """Begins a stage of `total` samples still to do; `finished_before` were done by earlier runs."""
+        self._stage, self._total, self._done, self._failed, self._started = stage, total, 0, 0, None
+        if finished_before:
+            self.say(f"{stage}: {finished_before:,} done before, {total:,} to do")
+        if self.live:
+            columns = [TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn()]
+            self._progress = Progress(*columns, console=self.console)
+            self._task = self._progress.add_task(stage, total=total, rate="starting workers")
+            self._progress.start()
+        else:
+            self._said = time.monotonic()
+            self.say(f"{stage}: {total:,} samples")
+
+    def advance(self, samples: int, failed: int = 0) -> None:
+        """`samples` more are done; `failed` of them could not be made or scored."""
+        now = time.monotonic()
+        self._done += samples
+        self._failed += failed
+        if self._started is None:  # start-up is told apart: the rate counts from the first finished shard
+            self._started, self._before = now, self._done
+        rate = self._rate(now)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=self._done, rate=rate)
+        elif now - self._said >= SECONDS_BETWEEN_LINES or self._done >= self._total:
+            self._said = now
+            self.say(f"{self._stage}: {self._done:,}/{self._total:,} {rate}")
+
+    def _rate(self, now: float) -> str:
+        elapsed = now - (self._started or now)
+        failed = f", {self._failed} failed" if self._failed else ""
+        if elapsed <= 0 or self._done == self._before:
+            return failed.lstrip(", ")
+        per_second = (self._done - self._before) / elapsed
+        left = (self._total - self._done) / per_second
+        return f"{per_second:.1f} images/s, {_clock(left)} left{failed}"
+
+    def finish(self) -> None:
+        """Ends the stage at hand."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def is_terminal() -> bool:
+    """Whether results go to a person rather than into a file or a pipe."""
+    return sys.stdout.isatty()

@@ -1,0 +1,202 @@
+"""A benchmark made definite: weights found and hashed, plug-ins built, prompts read, every problem named at once.
+
+What comes out is what a run is compared by (`definitions`) and what a worker is given (`harness.worker.Job`).
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import prompts as prompt_sets
+from harness import registry, weights
+from harness.benchmark import Benchmark, MethodSpec, ModelSpec, named
+from harness.diffusion.base import Diffusion, Sampler
+from harness.errors import HarnessError
+from harness.identity import digest
+from harness.method import Method, load_method, method_identity
+from harness.metrics.base import Metric
+from harness.metrics.load import metric_identity
+from harness.plan import Cell
+from harness.prompts import PromptSet
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model block with its weights on this machine."""
+
+    spec: ModelSpec
+    folder: Path
+    cls: type[Diffusion]
+    identity: dict[str, Any]
+    trained: bool
+
+
+@dataclass(frozen=True)
+class ResolvedMethod:
+    """A method with all defaults filled in."""
+
+    spec: MethodSpec
+    method: Method
+    sampler: dict[str, Any]
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ResolvedMetric:
+    """A metric, not yet opened. `missing` says what it lacks here, None where it can score."""
+
+    name: str
+    parameters: dict[str, Any]
+    metric: Metric
+    identity: dict[str, Any]
+    missing: str | None
+
+    @property
+    def digest(self) -> str:
+        """The digest that score rows carry."""
+        return digest(self.identity)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A benchmark ready to be planned."""
+
+    benchmark: Benchmark
+    models: dict[str, ResolvedModel]
+    methods: dict[str, ResolvedMethod]
+    prompts: dict[str, PromptSet]
+    metrics: dict[str, ResolvedMetric]
+    sys_path: tuple[str, ...]
+
+    def cells(self) -> list[Cell]:
+        """Every (model, method, prompt set); a model's cells follow each other, so that it loads once."""
+        return [
+            Cell(
+                model, method, label, digest(resolved.identity), digest(self.methods[method].identity), prompts,
+                tuple(self.benchmark.seeds), self.benchmark.seeding, resolved.spec.batch,
+            )
+            for model, resolved in self.models.items()
+            for label, prompts in self.prompts.items()
+            for method in self.methods
+        ]
+
+    def definitions(self) -> dict[str, dict[str, Any]]:
+        """What each label stands for; a label of a run never changes its meaning."""
+        return {
+            "models": {label: model.identity for label, model in self.models.items()},
+            "methods": {label: method.identity for label, method in self.methods.items()},
+            "prompts": {label: {"set": prompts.id} for label, prompts in self.prompts.items()},
+            "run": {"seeding": {"seeding": self.benchmark.seeding}},
+        }
+
+
+def resolve(benchmark: Benchmark, source: Path) -> Resolved:
+    """Finds and checks everything that a benchmark names.
+
+    Users' own plug-ins are looked for beside the benchmark file and in the current folder.
+
+    Raises:
+        HarnessError: all that is wrong, a line each, with file and key.
+    """
+    search = tuple(dict.fromkeys([str(source.parent.resolve()), str(Path.cwd())]))
+    sys.path[:0] = [folder for folder in search if folder not in sys.path]
+    problems: list[str] = []
+    models, prompts = {}, {}
+    for label, spec in benchmark.models.items():
+        try:
+            models[label] = _model(spec)
+        except HarnessError as error:
+            problems.append(f"models.{label}: {error}")
+    for label, chosen in benchmark.prompts.items():
+        try:
+            prompts[label] = prompt_sets.load(chosen, source.parent)
+        except HarnessError as error:
+            problems.append(f"prompts.{label}: {error}")
+    metrics = _metrics(benchmark, problems)
+    methods = {}
+    for label, method in benchmark.methods.items():
+        try:
+            methods[label] = _method(benchmark, method, metrics)
+            problems += [f"methods.{label}: {text}" for text in _lacking(methods[label], models)]
+        except (HarnessError, ValueError) as error:
+            problems.append(f"methods.{label}: {error}")
+    problems += _bad_tables(benchmark, metrics)
+    if problems:
+        raise HarnessError("\n".join(f"{source}: {problem}" for problem in problems))
+    return Resolved(benchmark, models, methods, prompts, metrics, search)
+
+
+def _model(spec: ModelSpec) -> ResolvedModel:
+    cls = registry.load("model", spec.family)
+    folder = weights.resolve(spec.weights, spec.revision)
+    networks = {
+        name: {**block, "weights": weights.content_digest(weights.resolve(str(block.get("weights", ""))))}
+        for name, block in spec.networks.items()
+    }
+    identity = {
+        "family": spec.family, "dtype": spec.dtype, "size": spec.size,
+        "weights": weights.content_digest(folder), "networks": networks, "version": getattr(cls, "version", 1),
+    }
+    return ResolvedModel(spec, folder, cls, identity, weights.is_trained(folder))
+
+
+def _metrics(benchmark: Benchmark, problems: list[str]) -> dict[str, ResolvedMetric]:
+    judges = [method.judge for method in benchmark.methods.values() if method.judge]
+    wanted = dict(named(entry) for entry in benchmark.metrics)
+    wanted |= {judge: {} for judge in judges if judge not in wanted}
+    found = {}
+    for name, parameters in wanted.items():
+        try:
+            metric = registry.build("metric", name, parameters)
+            missing = metric.missing()
+            identity = metric_identity(name, metric) if missing is None else {"name": name, "missing": missing}
+            found[name] = ResolvedMetric(name, parameters, metric, identity, missing)
+        except HarnessError as error:
+            problems.append(f"metrics.{name}: {error}")
+    return found
+
+
+def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedMetric]) -> ResolvedMethod:
+    sampler = {**benchmark.sampler, **spec.sampler}
+    method = load_method(noise=spec.noise, guidance=spec.guidance, sampler=sampler)
+    judge = metrics.get(spec.judge) if spec.judge else None
+    needs = getattr(method.stage, "needs_judge", False)
+    if needs and spec.judge is None:
+        raise HarnessError("this noise stage needs a judge: add 'judge: METRIC', a metric that scores each image")
+    if spec.judge and not needs:
+        raise HarnessError(f"judge {spec.judge!r} would not be used: the noise stage has no use for one")
+    if judge is not None and judge.metric.kind != "sample":
+        raise HarnessError(f"judge {spec.judge!r} scores whole cells; expected a metric that scores each image")
+    if judge is not None and judge.missing is not None:
+        raise HarnessError(f"judge {spec.judge!r}: {judge.missing}")
+    identity = method_identity(method, judge.digest if judge else None)
+    return ResolvedMethod(spec, method, sampler, identity)
+
+
+def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[str]:
+    """What a method asks that a model of this benchmark cannot do."""
+    found = []
+    sampler: Sampler = method.method.sampler
+    for label, model in models.items():
+        found += [f"with models.{label}: {text}" for text in model.cls.problems(model.folder, model.spec.size, sampler)]
+        for part in (method.method.stage, method.method.guidance):
+            lacking = set(getattr(part, "needs", ())) - model.cls.requests
+            if lacking:
+                found.append(
+                    f"{type(part).__name__} needs {', '.join(sorted(lacking))} predictions, which family "
+                    f"{model.spec.family!r} (models.{label}) does not give"
+                )
+    return found
+
+
+def _bad_tables(benchmark: Benchmark, metrics: dict[str, ResolvedMetric]) -> list[str]:
+    found = []
+    for number, table in enumerate(benchmark.tables):
+        if table.baseline is not None and table.baseline not in benchmark.methods:
+            near = registry.nearest(table.baseline, list(benchmark.methods))
+            found.append(f"tables.{number}.baseline: no method {table.baseline!r}: {near}")
+        for column in [] if table.columns == "metrics" else table.columns:
+            if column not in metrics:
+                found.append(f"tables.{number}.columns: no metric {column!r}: {registry.nearest(column, list(metrics))}")
+    return found

@@ -1,0 +1,50 @@
+"""Seeds and digests: the vectors that every implementation must reproduce, and what they may depend on."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.identity import canonical_json, digest, sample_id, seed64
+from harness.seeding import RowKey, normals, row_key
+
+
+def test_published_seed_vectors() -> None:
+    assert seed64("noise/drawbench/0/0") == 5631794660768601640
+    assert seed64("candidate/drawbench/0/0/3") == 2991242600012016196
+
+
+def test_published_noise_vector() -> None:
+    noise = normals([RowKey("drawbench", "0", 0).generator("noise")], (4, 8, 8))
+    expected = torch.tensor([0.1982297, 0.2480932, -0.6654866, -0.0783555])
+    torch.testing.assert_close(noise.flatten()[:4], expected, atol=1e-6, rtol=0)  # 7 published decimals
+
+
+def test_candidate_generator_is_the_one_of_its_vector() -> None:
+    expected = torch.Generator("cpu").manual_seed(2991242600012016196)
+    drawn = torch.randn(5, generator=RowKey("drawbench", "0", 0).generator("candidate", 3))
+    assert torch.equal(drawn, torch.randn(5, generator=expected))
+
+
+def test_literal_seeding_is_manual_seed() -> None:
+    key = row_key("literal", "drawbench", "7", 33, {})
+    assert torch.equal(torch.randn(5, generator=key.generator("noise")), torch.randn(5, generator=torch.Generator().manual_seed(33)))
+    assert torch.equal(torch.randn(5, generator=key.generator("candidate", 2)), torch.randn(5, generator=torch.Generator().manual_seed(35)))
+
+
+def test_column_seeding_takes_the_number_from_the_prompt() -> None:
+    assert row_key("column:evaluation_seed", "coco", "1", 0, {"evaluation_seed": "1234"}).literal == 1234
+
+
+@given(st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.booleans()), max_size=5))
+def test_digest_does_not_depend_on_order(value: dict[str, object]) -> None:
+    assert digest(value) == digest(dict(reversed(value.items())))
+    assert canonical_json(value).count("\n") == 0 or "\n" in str(value)
+
+
+@given(st.text(max_size=20), st.integers(0, 2**40))
+def test_sample_id_tells_its_parts_apart(prompt: str, seed: int) -> None:
+    whole = sample_id("m", "n", "s", prompt, seed, "identity")
+    assert len(whole) == 32
+    assert whole != sample_id("m", "n", "s", prompt, seed + 1, "identity")
+    assert whole != sample_id("m", "n", "s", prompt + "x", seed, "identity")
+    assert whole != sample_id("mn", "", "s", prompt, seed, "identity")
