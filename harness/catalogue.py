@@ -1,0 +1,51 @@
+"""What this installation knows by name, for `harness list`."""
+
+import dataclasses
+from typing import Any
+
+import yaml
+
+from harness import benchmark, prompts, registry
+
+
+def entries(kind: str) -> list[dict[str, Any]]:
+    """Objects with at least `name` and `about`, sorted by name; methods are noise stages and guidances."""
+    if kind == "benchmarks":
+        return [_benchmark(name) for name in sorted(benchmark.known())]
+    if kind == "prompts":
+        return [_prompt_set(name) for name in sorted(prompts.known())]
+    if kind == "methods":
+        return [_plug_in(noun, name) | {"kind": noun} for noun in ("noise", "guidance") for name in registry.names(noun)]
+    return [_plug_in(kind.removesuffix("s"), name) for name in registry.names(kind.removesuffix("s"))]
+
+
+def _plug_in(kind: str, name: str) -> dict[str, Any]:
+    cls = registry.load(kind, name)
+    about = (cls.__doc__ or "").strip().splitlines()
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return {
+        "name": name,
+        "about": about[0] if about else "",
+        "parameters": {field.name: _default(field) for field in fields if field.init},
+    }
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
+
+
+def _benchmark(name: str) -> dict[str, Any]:
+    path = benchmark.known()[name]
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return {"name": name, "about": first.removeprefix("#").strip() if first.startswith("#") else "", "path": str(path)}
+
+
+def _prompt_set(name: str) -> dict[str, Any]:
+    manifest = yaml.safe_load(prompts.known()[name].read_text(encoding="utf-8"))
+    here = (prompts.known()[name].parent / manifest["file"]).is_file()
+    return {
+        "name": name, "about": manifest["title"], "rows": manifest["rows"], "licence": manifest["licence"],
+        "source": manifest["source"], "here": here,
+    }

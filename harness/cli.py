@@ -1,0 +1,194 @@
+"""The command line: parses and prints, decides nothing.
+
+Exit codes: 0 done; 1 some shards or metrics failed; 2 the request itself was wrong; 130 interrupted.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.display import Display
+from harness.errors import HarnessError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Benchmarks the initial noise and the guidance of diffusion models.",
+)
+
+Results = Annotated[Path, typer.Option(help="Where run folders lie, each named after its benchmark.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join, host:port.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Workers to start; 0 runs in this process without Ray.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Ci = Annotated[bool, typer.Option("--ci", help="Show 95 % intervals (prompts resampled).")]
+DEFAULT_RESULTS = Path("results/runs")
+
+
+class Format(StrEnum):
+    """What a table is printed as."""
+
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    CSV = "csv"
+    HTML = "html"
+    JSON = "json"
+
+
+class Kind(StrEnum):
+    """What `harness list` knows."""
+
+    MODELS = "models"
+    METHODS = "methods"
+    METRICS = "metrics"
+    PROMPTS = "prompts"
+    BENCHMARKS = "benchmarks"
+
+
+@app.command()
+def run(
+    benchmark: Annotated[str, typer.Argument(help="A benchmark's name or the path of its YAML file.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts of each set, one seed.")] = None,
+    workers: Workers = None,
+    address: Address = None,
+    as_name: Annotated[str | None, typer.Option("--as", help="Name the run folder differently.")] = None,
+    replace: Annotated[
+        list[str] | None, typer.Option(help="Throw away what this label made before, then run it anew.")
+    ] = None,
+    ci: Ci = False,
+    as_json: Json = False,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Plan, generate, score and tabulate a benchmark. The same command resumes it.
+
+    harness run shapes
+    """
+    from harness import run as runner
+
+    with Display() as display:
+        outcome = runner.run(
+            benchmark, results=results, display=display, limit=limit, workers=workers, address=address,
+            as_name=as_name, replace=tuple(replace or ()),
+        )
+    if as_json:
+        typer.echo(json.dumps(outcome.records, indent=1))
+    else:
+        outcome.print_tables(ci)
+    _finish(outcome.failures)
+
+
+@app.command()
+def score(
+    run_name: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or its folder.")],
+    metric: Annotated[list[str] | None, typer.Option(help="A further metric for this run.")] = None,
+    workers: Workers = None,
+    address: Address = None,
+    ci: Ci = False,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Score what a run has generated, again where a metric changed, or with more metrics."""
+    from harness import run as runner
+
+    with Display() as display:
+        outcome = runner.score(
+            run_name, results=results, display=display, metrics=tuple(metric or ()), workers=workers, address=address
+        )
+    outcome.print_tables(ci)
+    _finish(outcome.failures)
+
+
+@app.command()
+def table(
+    run_name: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or its folder.")],
+    form: Annotated[Format | None, typer.Option("--format", help="Default: for reading on a terminal.")] = None,
+    ci: Ci = False,
+    groups: Annotated[bool, typer.Option(help="A row for each category as well.")] = False,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Print the tables of a run."""
+    from harness import run as runner
+
+    outcome = runner.table(run_name, results=results)
+    if form is None:
+        outcome.print_tables(ci, groups)
+    else:
+        typer.echo(outcome.render(form.value, ci, groups))
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    as_json: Json = False,
+) -> None:
+    """List what this installation knows by name."""
+    from harness import catalogue
+
+    entries = catalogue.entries(kind.value)
+    if as_json:
+        typer.echo(json.dumps(entries, indent=1))
+        return
+    width = max((len(entry["name"]) for entry in entries), default=0)
+    for entry in entries:
+        typer.echo(f"{entry['name']:<{width}}  {entry['about']}")
+
+
+@app.command()
+def check(
+    benchmark: Annotated[str | None, typer.Argument(help="A benchmark's name or file; none: this machine.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has and lacks for a benchmark, and what the benchmark costs, before it is run."""
+    from harness import check as checker
+
+    report = checker.check(benchmark)
+    typer.echo(json.dumps(report, indent=1) if as_json else checker.text(report))
+    raise typer.Exit(1 if report["lacking"] else 0)
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="What to train: shapes.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished weights.")] = Path("runs/shapes"),
+    stage: Annotated[list[str] | None, typer.Option(help="Only this stage (in order, repeatable).")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Data-parallel processes, one thread each.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure the shipped weights; train nothing.")] = False,
+) -> None:
+    """Train the embedded models from nothing, or continue; the same command resumes.
+
+    harness train shapes
+    """
+    from harness.shapes import train as training
+
+    if name != "shapes":
+        raise HarnessError(f"nothing called {name!r} can be trained here; known: shapes")
+    if evaluate:
+        training.report()
+    else:
+        training.train(out, stages=stage, processes=processes, device=device)
+
+
+def _finish(failures: list[str]) -> None:
+    """Leaves with 1 where something failed, said last so that nobody misses it."""
+    if failures:
+        shown = failures[:20] + ([f"... and {len(failures) - 20} more"] if len(failures) > 20 else [])
+        typer.echo("\nFailed:\n" + "\n".join(f"  {line}" for line in shown), err=True)
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The `harness` command. A user's mistake is a message and exit code 2, never a traceback."""
+    try:
+        app()
+    except HarnessError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. Finished shards are kept: the same command goes on from there.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
