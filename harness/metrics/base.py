@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from harness.frechet import jackknife_interval, prompt_groups
 from harness.prompts import Prompt
 
 
@@ -90,6 +91,7 @@ class DistributionMetric(Metric):
 
     kind = "distribution"
     higher_is_better = False
+    lowest: ClassVar[float] = 0.0  # no value lies below it
     extractor: ClassVar[str]  # features of one extractor are stored once, whatever metrics use them
 
     @abstractmethod
@@ -103,3 +105,23 @@ class DistributionMetric(Metric):
     @abstractmethod
     def distance(self, features: np.ndarray, reference: Reference) -> float:
         """The metric of float32 `[N, D]` features, in float64. Raises ValueError where N is too small."""
+
+    def without(self, features: np.ndarray, group: np.ndarray, reference: Reference) -> np.ndarray:
+        """The distances with the rows of each group 0 ... g-1 left out, float64 `[g]`."""
+        groups = range(int(group.max()) + 1)
+        return np.array([self.distance(features[group != k], reference) for k in groups], dtype=np.float64)
+
+    def interval(
+        self, features: np.ndarray, clusters: Sequence[Any], reference: Reference, confidence: float = 0.95
+    ) -> tuple[float, float]:
+        """The interval of `distance`, prompts (`clusters`, one a row) left out in groups: `harness.frechet`.
+
+        (NaN, NaN) where there are too few prompts for one.
+        """
+        group = prompt_groups(clusters)
+        try:
+            left_out = self.without(features, group, reference)
+        except ValueError:
+            return float("nan"), float("nan")
+        low, high = jackknife_interval(self.distance(features, reference), left_out, confidence)
+        return max(low, self.lowest), high

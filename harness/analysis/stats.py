@@ -1,0 +1,213 @@
+"""Intervals and tests for scores whose rows come in clusters: the images of one prompt are one cluster.
+
+Everything resamples *prompts*. All functions take one cluster label a row (any hashable: the prompt's id), are
+deterministic for a seed, and refuse NaN: what has no value must be counted and left out by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, ndtri, stdtrit
+
+Array = NDArray[np.float64]
+
+DRAWS = 2000
+MANY = 20_000  # clusters from which on the normal approximation replaces resampling (it is the limit of it)
+EXACT = 14  # clusters up to which all sign flips are tried
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval, the number of rows and of clusters behind it.
+
+    `low` and `high` are NaN where no interval exists (a group with a single prompt).
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """A paired difference; `p` is the two-sided sign-flip permutation test's. `n` counts pairs."""
+
+    p: float = float("nan")
+
+
+@dataclass(frozen=True)
+class _Stratum:
+    """One group's rows, summed by cluster."""
+
+    sums: Array
+    counts: Array
+    binary: bool  # every value is 0 or 1
+
+    @property
+    def mean(self) -> float:
+        return float(self.sums.sum() / self.counts.sum())
+
+    @property
+    def residuals(self) -> Array:
+        """What each cluster contributes to the error of the mean (the ratio estimator's linear part)."""
+        return np.asarray((self.sums - self.mean * self.counts) / self.counts.sum())
+
+
+def _strata(values: ArrayLike, clusters: ArrayLike, groups: ArrayLike | None) -> list[_Stratum]:
+    x = np.asarray(values, np.float64)
+    if not np.isfinite(x).all():
+        raise ValueError("values that are not finite: count and drop them before asking for an interval")
+    ids, _ = pd.factorize(np.asarray(clusters), sort=False)
+    given = np.zeros(len(x)) if groups is None else np.asarray(groups)
+    labels, names = pd.factorize(given, sort=True, use_na_sentinel=False)
+    if not len(x) == len(ids) == len(labels):
+        raise ValueError(f"{len(x)} values, {len(ids)} clusters and {len(labels)} groups do not go together")
+    result = []
+    for k in range(len(names)):
+        chosen = labels == k
+        local, _ = pd.factorize(ids[chosen])
+        part = x[chosen]
+        counts = np.asarray(np.bincount(local), np.float64)
+        result.append(_Stratum(np.bincount(local, part), counts, bool(np.isin(part, (0.0, 1.0)).all())))
+    return result
+
+
+def _deviations(stratum: _Stratum, draws: int, rng: np.random.Generator) -> Array:
+    """Draws of (resampled mean - mean) of one group, widened by √(c/(c-1)) for the c clusters it has.
+
+    A group whose images are all right or all wrong resamples to itself; its draws are then those of a share's
+    Jeffreys posterior, each prompt one trial, so that 40 of 40 is not reported as certainty.
+    """
+    c = len(stratum.sums)
+    if c < 2:
+        return np.full(draws, np.nan)
+    mean = stratum.mean
+    if stratum.binary and mean in (0.0, 1.0):
+        short = rng.beta(0.5, c + 0.5, draws)
+        return short if mean == 0.0 else -short
+    if c > MANY:
+        error = np.sqrt((stratum.residuals**2).sum() * c / (c - 1))
+        return np.asarray(rng.standard_normal(draws) * error)
+    out = np.empty(draws)
+    step = max(1, 4_000_000 // c)
+    same = bool((stratum.counts == stratum.counts[0]).all())
+    for start in range(0, draws, step):
+        index = rng.integers(0, c, (min(step, draws - start), c))
+        total = stratum.counts.sum() if same else stratum.counts[index].sum(axis=1)
+        out[start : start + step] = stratum.sums[index].sum(axis=1) / total - mean
+    return np.asarray(out * np.sqrt(c / (c - 1)))
+
+
+def _interval(strata: Sequence[_Stratum], confidence: float, draws: int, seed: int) -> Interval:
+    n = int(sum(s.counts.sum() for s in strata))
+    clusters = sum(len(s.sums) for s in strata)
+    if not strata or n == 0:
+        return Interval(float("nan"), float("nan"), float("nan"), 0, 0)
+    rng = np.random.default_rng(seed)
+    value = float(np.mean([s.mean for s in strata]))
+    if any(len(s.sums) < 2 for s in strata):
+        return Interval(value, float("nan"), float("nan"), n, clusters)
+    deviations = np.mean([_deviations(s, draws, rng) for s in strata], axis=0)
+    # few clusters: Student's t in the normal's place, as Hesterberg 2015 does for the percentile interval
+    tail = 0.5 + confidence / 2
+    deviations *= stdtrit(clusters - len(strata), tail) / ndtri(tail)
+    low, high = np.quantile(deviations, [1 - tail, tail]) + value
+    if all(s.binary for s in strata):
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Interval(value, float(min(low, value)), float(max(high, value)), n, clusters)
+
+
+def mean_interval(
+    values: ArrayLike, clusters: ArrayLike, *, confidence: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """The mean of all rows with the percentile interval of a cluster bootstrap (see `_deviations`)."""
+    return _interval(_strata(values, clusters, None) if len(np.asarray(values)) else [], confidence, draws, seed)
+
+
+def mean_of_groups_interval(
+    values: ArrayLike,
+    groups: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """The unweighted mean of the groups' means (GenEval's overall), prompts resampled within each group."""
+    strata = _strata(values, clusters, groups) if len(np.asarray(values)) else []
+    return _interval(strata, confidence, draws, seed)
+
+
+def paired_difference(
+    differences: ArrayLike,
+    clusters: ArrayLike,
+    groups: ArrayLike | None = None,
+    *,
+    confidence: float = 0.95,
+    draws: int = DRAWS,
+    flips: int = 9999,
+    seed: int = 0,
+) -> Difference:
+    """The mean of differences between pairs (same prompt, same seed), its interval, and a permutation p-value.
+
+    With `groups`, the mean of the groups' means. The test flips the sign of all of a prompt's differences
+    together: exact up to 14 prompts, else by `flips` draws, (hits + 1) / (flips + 1).
+    """
+    strata = _strata(differences, clusters, groups) if len(np.asarray(differences)) else []
+    strata = [_Stratum(s.sums, s.counts, False) for s in strata]  # a difference of 0 everywhere is no share
+    found = _interval(strata, confidence, draws, seed)
+    weights = [s.sums / (s.counts.sum() * len(strata)) for s in strata]
+    p = sign_flip_test(np.concatenate(weights), flips, seed) if weights else float("nan")
+    return Difference(found.value, found.low, found.high, found.n, found.clusters, p)
+
+
+def sign_flip_test(weights: ArrayLike, flips: int = 9999, seed: int = 0) -> float:
+    """Two-sided p of |sum of weights| when each weight's sign is a fair coin; 0 < p <= 1."""
+    w = np.asarray(weights, np.float64)
+    w = w[w != 0]
+    c = len(w)
+    if c == 0:
+        return 1.0
+    observed = abs(w.sum()) * (1 - 1e-12)
+    if c <= EXACT:
+        signs = 1 - 2 * ((np.arange(2**c)[:, None] >> np.arange(c)) & 1)
+        return float((np.abs(signs @ w) >= observed).mean())
+    if c > MANY:
+        return float(2 * ndtr(-abs(w.sum()) / np.sqrt((w**2).sum())))
+    rng = np.random.default_rng(seed)
+    hits, step = 0, max(1, 4_000_000 // c)
+    for start in range(0, flips, step):
+        # sum over coins: total minus twice what lands on minus
+        minus = rng.integers(0, 2, (min(step, flips - start), c), dtype=np.int8)
+        hits += int((np.abs(w.sum() - 2 * (minus @ w)) >= observed).sum())
+    return (hits + 1) / (flips + 1)
+
+
+def holm(p_values: ArrayLike) -> Array:
+    """Holm's adjusted p-values for a family of tests; NaN stays NaN and does not count as a test."""
+    p = np.asarray(p_values, np.float64)
+    out = np.full(p.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))
+    out[order] = np.minimum(steps, 1.0)
+    return out
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share of independent trials; (NaN, NaN) for n = 0."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} trials")
+    if n == 0:
+        return float("nan"), float("nan")
+    z2 = float(ndtri(0.5 + confidence / 2)) ** 2
+    centre = (successes + z2 / 2) / (n + z2)
+    half = np.sqrt(z2 * (successes * (n - successes) / n + z2 / 4)) / (n + z2)
+    return max(centre - half, 0.0), min(centre + half, 1.0)

@@ -1,0 +1,168 @@
+"""Intervals and tests against scipy, closed forms and simulated coverage."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from harness.analysis import stats
+
+
+def test_mean_interval_agrees_with_scipys_bootstrap_where_every_cluster_has_one_row():
+    values = np.random.default_rng(0).normal(3, 2, 80)
+    ours = stats.mean_interval(values, np.arange(80), draws=20_000)
+    theirs = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1)
+    widen = np.sqrt(80 / 79) * scipy_stats.t.ppf(0.975, 79) / scipy_stats.norm.ppf(0.975)
+    mean = values.mean()
+    assert ours.value == pytest.approx(mean)
+    assert ours.low == pytest.approx(mean + (theirs.confidence_interval.low - mean) * widen, abs=0.02)
+    assert ours.high == pytest.approx(mean + (theirs.confidence_interval.high - mean) * widen, abs=0.02)
+
+
+def test_mean_interval_agrees_with_students_t():
+    values = np.random.default_rng(2).normal(0, 1, 12)
+    ours = stats.mean_interval(values, np.arange(12), draws=50_000)
+    half = scipy_stats.t.ppf(0.975, 11) * values.std(ddof=1) / np.sqrt(12)
+    assert (ours.high - ours.low) / 2 == pytest.approx(half, rel=0.06)
+
+
+def test_seeds_of_one_prompt_are_one_cluster():
+    prompts = np.random.default_rng(3).normal(size=50)
+    once = stats.mean_interval(prompts, np.arange(50))
+    tenfold = stats.mean_interval(np.repeat(prompts, 10), np.repeat(np.arange(50), 10))
+    assert (tenfold.n, tenfold.clusters) == (500, 50)
+    assert (tenfold.low, tenfold.high) == pytest.approx((once.low, once.high))
+
+
+def test_many_clusters_take_the_normal_limit_and_it_agrees_with_resampling(monkeypatch):
+    values = np.random.default_rng(4).exponential(size=3000)
+    clusters = np.arange(3000) // 2
+    slow = stats.mean_interval(values, clusters, draws=8000)
+    monkeypatch.setattr(stats, "MANY", 100)
+    fast = stats.mean_interval(values, clusters, draws=8000)
+    assert (fast.low, fast.high) == pytest.approx((slow.low, slow.high), abs=0.006)
+
+
+def test_a_million_rows_take_seconds():
+    rng = np.random.default_rng(5)
+    values, clusters = rng.normal(size=1_000_000), np.arange(1_000_000) // 4
+    start = time.perf_counter()
+    stats.mean_interval(values, clusters)
+    stats.paired_difference(values, clusters)
+    assert time.perf_counter() - start < 10
+
+
+def test_mean_of_groups_weighs_groups_alike():
+    values, groups = [1, 1, 1, 1, 0, 1, 0], list("aaaabbb")
+    found = stats.mean_of_groups_interval(values, groups, np.arange(7))
+    assert found.value == pytest.approx((1 + 1 / 3) / 2)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_all_right_is_no_certainty_and_one_prompt_has_no_interval():
+    found = stats.mean_interval(np.ones(40), np.arange(40))
+    assert found.value == found.high == 1.0
+    assert 0.9 < found.low < 0.99
+    alone = stats.mean_interval([1.0, 0.0], ["p", "p"])
+    assert (alone.value, alone.n) == (0.5, 2)
+    assert np.isnan([alone.low, alone.high]).all()
+    nothing = stats.mean_interval([], [])
+    assert np.isnan(nothing.value)
+    assert nothing.n == 0
+
+
+def test_not_finite_values_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        stats.mean_interval([1.0, np.nan], [0, 1])
+
+
+def test_sign_flips_agree_with_scipy_exactly_for_few_and_closely_for_many():
+    few = np.array([0.3, -0.1, 0.5, 0.7, 0.2, -0.4, 0.9, 0.1])
+    theirs = scipy_stats.permutation_test((few,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert stats.sign_flip_test(few) == pytest.approx(theirs.pvalue)
+    many = np.random.default_rng(6).normal(0.15, 1, 200)
+    theirs = scipy_stats.permutation_test(
+        (many,), np.mean, permutation_type="samples", n_resamples=9999, rng=0, vectorized=True)
+    assert stats.sign_flip_test(many) == pytest.approx(theirs.pvalue, abs=0.012)
+    assert stats.sign_flip_test(np.zeros(5)) == 1.0
+
+
+def test_paired_difference_of_the_same_images_is_nothing():
+    found = stats.paired_difference(np.zeros(20), np.arange(20))
+    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_paired_difference_sees_what_unpaired_would_not():
+    rng = np.random.default_rng(7)
+    prompts = rng.normal(0, 5, 100)
+    found = stats.paired_difference((prompts + 0.3 + rng.normal(0, 0.5, 100)) - prompts, np.arange(100))
+    assert found.low > 0
+    assert found.p < 0.001
+    assert found.n == 100
+
+
+def test_holm_by_hand():
+    assert stats.holm([0.01, 0.04, 0.03, np.nan]) == pytest.approx([0.03, 0.06, 0.06, np.nan], nan_ok=True)
+    assert stats.holm([0.9, 0.8]) == pytest.approx([1, 1])
+    assert stats.holm([]).size == 0
+
+
+def test_wilson_agrees_with_scipy():
+    for k, n in ((0, 10), (3, 10), (10, 10), (540, 553)):
+        theirs = scipy_stats.binomtest(k, n).proportion_ci(method="wilson")
+        assert stats.wilson_interval(k, n) == pytest.approx((theirs.low, theirs.high))
+    with pytest.raises(ValueError, match="3 successes of 2"):
+        stats.wilson_interval(3, 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-10, 10), min_size=4, max_size=30), st.randoms(use_true_random=False))
+def test_value_and_p_do_not_depend_on_row_order(values, random):
+    clusters = [i // 2 for i in range(len(values))]
+    order = list(range(len(values)))
+    random.shuffle(order)
+    one = stats.paired_difference(values, clusters, draws=50)
+    two = stats.paired_difference([values[i] for i in order], [clusters[i] for i in order], draws=50)
+    assert two.value == pytest.approx(one.value, abs=1e-9)
+    assert (two.n, two.clusters) == (one.n, one.clusters)
+    if one.clusters <= stats.EXACT:
+        assert two.p == pytest.approx(one.p, abs=0.02)
+
+
+def _coverage(prompts: int, repeats: int, binary: bool, groups: int) -> float:
+    """The share of simulated studies (2 seeds a prompt) whose 95 % interval holds the true mean of groups."""
+    rng = np.random.default_rng(8)
+    labels = np.repeat(np.arange(groups), prompts * 2)
+    clusters = np.arange(groups * prompts * 2) // 2
+    difficulty = np.linspace(0.3, 0.85, groups)[labels]
+    hits = 0
+    for k in range(repeats):
+        if binary:  # the prompt's own chance is Beta-distributed around its group's
+            chance = np.repeat(rng.beta(3 * difficulty[::2], 3 * (1 - difficulty[::2])), 2)
+            values = (rng.random(len(labels)) < chance).astype(float)
+        else:
+            values = difficulty + np.repeat(rng.normal(size=len(labels) // 2), 2) + rng.normal(size=len(labels))
+        found = stats.mean_of_groups_interval(values, labels, clusters, draws=500, seed=k)
+        hits += found.low <= np.mean(np.linspace(0.3, 0.85, groups)) <= found.high
+    return 100 * hits / repeats
+
+
+def test_coverage_in_short():
+    assert 91 <= _coverage(prompts=20, repeats=300, binary=True, groups=3) <= 99
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(("prompts", "groups"), [(10, 6), (40, 6), (30, 1), (200, 1)])
+def test_coverage(prompts, groups, binary):
+    assert 93 <= _coverage(prompts, 2000, binary, groups) <= 97
+
+
+@pytest.mark.long
+def test_permutation_test_keeps_its_level():
+    rng = np.random.default_rng(9)
+    p = [stats.sign_flip_test(rng.normal(size=40), flips=499, seed=k) for k in range(2000)]
+    assert 0.035 <= np.mean(np.array(p) <= 0.05) <= 0.065

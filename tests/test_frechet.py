@@ -1,0 +1,192 @@
+"""Fréchet distance and MMD against known answers, torch-fidelity and simulation."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import frechet
+from harness.frechet import Moments, frechet_distance, frechet_distance_of, gaussian_mmd
+
+
+def _cloud(rows: int, dimension: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(rows, dimension)) @ rng.normal(size=(dimension, dimension)) / dimension**0.5 + shift
+
+
+def _distance(x: np.ndarray, y: np.ndarray) -> float:
+    a, b = Moments.of(x), Moments.of(y)
+    return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+
+
+@pytest.mark.parametrize("dimension", [3, 16, 64])
+def test_equals_torch_fidelity_in_double_precision(dimension):
+    from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+    x, y = _cloud(300, dimension, 0), _cloud(400, dimension, 1, 0.5)
+    theirs = fid_statistics_to_metric(
+        *({"mu": z.mean(axis=0), "sigma": np.cov(z, rowvar=False)} for z in (x, y)), False
+    )["frechet_inception_distance"]
+    assert _distance(x, y) == pytest.approx(theirs, rel=1e-6)
+
+
+def test_analytic_cases():
+    x = _cloud(500, 8, 2)
+    m = Moments.of(x)
+    assert abs(_distance(x, x)) < 1e-9
+    assert _distance(x, x + 3.0) == pytest.approx(8 * 9.0)
+    scaled = _distance(x - m.mean, 2.5 * (x - m.mean))
+    assert scaled == pytest.approx(1.5**2 * np.trace(m.covariance))
+    s1, s2 = np.array([1.0, 4.0, 0.25]), np.array([9.0, 1.0, 0.0])
+    diagonal = frechet_distance(np.zeros(3), np.diag(s1), np.ones(3), np.diag(s2))
+    assert diagonal == pytest.approx(3 + ((np.sqrt(s1) - np.sqrt(s2)) ** 2).sum())
+
+
+def test_low_rank_path_equals_the_moments():
+    few, many = _cloud(20, 48, 3), _cloud(200, 48, 4, 0.2)
+    reference = Moments.of(many)
+    low_rank = frechet_distance_of(few, reference.mean, reference.covariance)
+    assert low_rank == pytest.approx(_distance(few, many), rel=1e-5)
+    assert frechet_distance_of(many, reference.mean, reference.covariance) == pytest.approx(0, abs=1e-9)
+
+
+def test_moments_are_numpys_and_merge():
+    x = _cloud(101, 7, 5)
+    whole = Moments.of(x)
+    assert whole.covariance == pytest.approx(np.cov(x, rowvar=False))
+    merged = Moments.of(x[:40]) + Moments.of(x[40:41]) + Moments.of(x[41:]) + Moments.zero(7)
+    assert merged.count == 101
+    assert merged.covariance == pytest.approx(whole.covariance, rel=1e-12)
+    assert (merged - Moments.of(x[:40])).mean == pytest.approx(x[40:].mean(axis=0))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(24)), st.lists(st.integers(0, 24), max_size=4))
+def test_neither_order_nor_sharding_matters(order, cuts):
+    x, y = _cloud(24, 4, 6), Moments.of(_cloud(50, 4, 7))
+    shards = np.split(x[list(order)], sorted(cuts))
+    m = sum((Moments.of(s) for s in shards), Moments.zero(4))
+    whole = frechet_distance_of(x, y.mean, y.covariance)
+    assert frechet_distance(m.mean, m.covariance, y.mean, y.covariance) == pytest.approx(whole, rel=1e-9)
+    assert gaussian_mmd(x[list(order)], x) == pytest.approx(0, abs=1e-9)
+
+
+def test_bad_input_is_refused():
+    good = Moments.of(_cloud(9, 3, 8))
+    with pytest.raises(ValueError, match="at least 2"):
+        frechet_distance_of(np.zeros((1, 3)), good.mean, good.covariance)
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance_of(np.full((9, 3), np.nan), good.mean, good.covariance)
+    with pytest.raises(ValueError, match="different size"):
+        frechet_distance_of(np.zeros((9, 4)), good.mean, good.covariance)
+    with pytest.raises(ValueError, match="dimensions"):
+        gaussian_mmd(np.zeros((2, 3)), np.zeros((2, 4)))
+    with pytest.raises(ValueError, match="at least 1"):
+        gaussian_mmd(np.zeros((0, 3)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="at least 2"):
+        _ = Moments.of(np.zeros((1, 2))).covariance
+
+
+def test_cmmd_known_answers(monkeypatch):
+    rng = np.random.RandomState(0)
+    x = rng.normal(size=(64, 768))
+    y = rng.normal(size=(48, 768)) + 0.05
+    x, y = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y))
+    assert gaussian_mmd(x, y) == pytest.approx(0.40946185131951474, rel=1e-10)
+    assert gaussian_mmd(y, x) == pytest.approx(gaussian_mmd(x, y))
+    assert gaussian_mmd([[1.0, 0.0]], [[-1.0, 0.0]]) == pytest.approx(39.60265338648949, rel=1e-12)
+    chunked = frechet.kernel_sums(x, y, 10.0, chunk=7)
+    assert chunked == pytest.approx(frechet.kernel_sums(x, y, 10.0), rel=1e-13)
+
+
+def test_leaving_groups_out_equals_doing_so_by_hand():
+    x, y = _cloud(60, 5, 9), _cloud(80, 5, 10)
+    reference = Moments.of(y)
+    group = frechet.prompt_groups(np.arange(60) // 2, groups=7)
+    by_hand = [frechet_distance_of(x[group != k], reference.mean, reference.covariance) for k in range(7)]
+    assert frechet.frechet_without(x, group, reference.mean, reference.covariance) == pytest.approx(by_hand)
+    assert frechet.mmd_without(x, group, y) == pytest.approx([gaussian_mmd(x[group != k], y) for k in range(7)])
+
+
+def test_prompt_groups_keep_prompts_whole_and_are_even():
+    clusters = np.repeat([f"p{i}" for i in range(103)], 3)
+    group = frechet.prompt_groups(clusters, groups=20)
+    assert all(len(set(group[clusters == name])) == 1 for name in set(clusters))
+    sizes = np.bincount(group) // 3
+    assert sizes.sum() == 103
+    assert sizes.max() - sizes.min() <= 1
+    order = np.random.default_rng(0).permutation(len(clusters))
+    assert (frechet.prompt_groups(clusters[order], groups=20) == group[order]).all()
+
+
+def test_the_point_lies_in_its_interval_where_a_bootstrap_would_not():
+    rng = np.random.default_rng(11)
+    x, mean, cov = rng.normal(size=(500, 64)), np.zeros(64), np.eye(64)
+    point = frechet_distance_of(x, mean, cov)
+    low, high = frechet.frechet_interval(x, np.arange(500), mean, cov)
+    assert low < point < high
+    plain = [frechet_distance_of(x[rng.integers(0, 500, 500)], mean, cov) for _ in range(40)]
+    assert np.quantile(plain, 0.025) > point
+    assert np.isnan(frechet.frechet_interval(x, np.zeros(500), mean, cov)).all()
+
+
+def test_a_paired_difference_cancels_what_both_sides_share():
+    rng = np.random.default_rng(12)
+    shared = rng.normal(size=(200, 8))
+    first, second = shared * 1.1 + 0.3, shared * 1.1
+    y = Moments.of(rng.normal(size=(1000, 8)))
+
+    def statistic(features, group):
+        return (
+            frechet_distance_of(features, y.mean, y.covariance),
+            frechet.frechet_without(features, group, y.mean, y.covariance),
+        )
+
+    prompts = np.arange(200)
+    value, low, high = frechet.jackknife_difference(statistic, (first, prompts), (second, prompts))
+    alone = frechet.frechet_interval(first, prompts, y.mean, y.covariance)
+    assert low < value < high
+    assert high - low < alone[1] - alone[0]
+    with pytest.raises(ValueError, match="same prompts"):
+        frechet.jackknife_difference(statistic, (first, prompts), (second, prompts + 1))
+
+
+def coverage(dimension: int, prompts: int, *, shift: float, scale: float, repeats: int) -> tuple[float, float]:
+    """Percent of 95 % intervals that hold the statistic's expectation at this n, and mean width over 3.92 sd.
+
+    Two seeds a prompt, half of the variance between prompts; the truth is |shift|² plus (scale - 1)² tr S.
+    """
+    rng = np.random.default_rng(1)
+    variance = np.linspace(1.5, 0.2, dimension)
+    mean, cov, clusters = np.zeros(dimension), np.diag(variance), np.repeat(np.arange(prompts), 2)
+
+    def draw():
+        between, within = rng.normal(size=(prompts, 1, dimension)), rng.normal(size=(prompts, 2, dimension))
+        x = (between + within) * np.sqrt(variance / 2) * scale + shift / np.sqrt(dimension)
+        return x.reshape(-1, dimension)
+
+    expected = np.mean([frechet_distance_of(draw(), mean, cov) for _ in range(3 * repeats)])
+    points, hits, width = [], 0, 0.0
+    for _ in range(repeats):
+        x = draw()
+        points.append(frechet_distance_of(x, mean, cov))
+        low, high = frechet.frechet_interval(x, clusters, mean, cov)
+        hits += low <= expected <= high
+        width += (high - low) / repeats
+    return 100 * hits / repeats, width / (3.92 * float(np.std(points)))
+
+
+def test_coverage_in_short():
+    covered, width = coverage(8, 60, shift=1.0, scale=1.2, repeats=60)
+    assert covered >= 88
+    assert width < 1.5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("dimension", "prompts"), [(64, 240), (128, 240), (32, 40)])
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.5, 1.1), (2.0, 1.3)])
+def test_coverage(dimension, prompts, shift, scale):
+    covered, width = coverage(dimension, prompts, shift=shift, scale=scale, repeats=300)
+    print(f"d={dimension} prompts={prompts} shift={shift} scale={scale}: {covered:.1f} % at width {width:.2f}")
+    assert covered >= 92
+    assert width <= 1.8
