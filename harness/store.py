@@ -43,11 +43,12 @@ from harness.parquet import (
 )
 from harness.units import Part
 
-__all__ = ["DETERMINISTIC", "MEASURED", "Store", "StoreError", "check_label"]
+__all__ = ["DETERMINISTIC", "MEASURED", "NO_IMAGE", "Store", "StoreError", "check_label"]
 
 Stage = Literal["images", "scores", "features"]
 STAGES: tuple[Stage, ...] = ("images", "scores", "features")
 
+NO_IMAGE = "no image"  # the error of a score row whose sample could not be made
 COMPACT_BYTES = 128 * 2**20
 
 
@@ -166,17 +167,26 @@ class Store:
 
     def read(
         self, stage: Stage, of: str | None = None, *, columns: Sequence[str] | None = None,
-        model: str | None = None, method: str | None = None, prompts: str | None = None,
+        model: str | None = None, method: str | None = None, prompts: str | None = None, lenient: bool = False,
     ) -> pd.DataFrame:
         """Rows of a stage, with their labels `model, method, prompts`; images come without the image column
-        unless it is named. A sample found twice in a cell counts once, the row without an error first."""
+        unless it is named. A sample found twice in a cell counts once, the row without an error first.
+
+        Raises:
+            PartError: a file cannot be read; `lenient` leaves it out instead.
+        """
         if columns is None:
             columns = [name for name in IMAGES.names if name != "image"] if stage == "images" else None
         key = ["sample_id", "frame"] if stage == "images" else ["sample_id"]
         wanted = None if columns is None else sorted({*columns, *key, *(["error"] if stage != "features" else [])})
         frames = []
         for part in self.parts(stage, of, model=model, method=method, prompts=prompts):
-            frame = read_part(self.path(stage, part, of), wanted).to_pandas()
+            try:
+                frame = read_part(self.path(stage, part, of), wanted).to_pandas()
+            except PartError:
+                if lenient:
+                    continue
+                raise
             frames.append(frame.assign(model=part.model, method=part.method, prompts=part.prompts))
         labels = ["model", "method", "prompts"]
         if not frames:
@@ -195,6 +205,11 @@ class Store:
         rows = self.read("features", extractor, model=model, method=method, prompts=prompts)
         features = np.stack(rows["feature"].to_list()) if len(rows) else np.zeros((0, 0), np.float32)
         return rows["sample_id"].to_list(), features
+
+    def read_part(self, part: Part, columns: Sequence[str]) -> pd.DataFrame:
+        """Some columns of one part of images."""
+        frame: pd.DataFrame = read_part(self.path("images", part), columns).to_pandas()
+        return frame
 
     def read_images(self, part: Part) -> tuple[list[dict[str, Any]], list[np.ndarray | None]]:
         """A part's samples in order: the row of each, and its image, uint8 `[F, H, W, 3]`, or None.
@@ -221,7 +236,8 @@ class Store:
         prompts: str | None = None, digest: str | None = None, with_failed: bool = True,
         corrupt: list[Path] | None = None,
     ) -> set[str]:
-        """The samples that a stage holds, read from the part files themselves.
+        """The samples that a stage holds, read from the part files themselves. Score rows that say `NO_IMAGE`
+        do not count: the image may have been made since.
 
         Args:
             digest: only scores of this metric digest.
@@ -230,7 +246,7 @@ class Store:
         """
         found: set[str] = set()
         columns = ["sample_id"] + ["metric_digest"] * (digest is not None)
-        if not with_failed and stage != "features":
+        if stage == "scores" or (stage == "images" and not with_failed):
             columns.append("error")
         for part in self.parts(stage, of, model=model, method=method, prompts=prompts):
             path = self.path(stage, part, of)
@@ -246,7 +262,8 @@ class Store:
                 continue
             found.update(
                 row["sample_id"] for row in table.to_pylist()
-                if (digest is None or row["metric_digest"] == digest) and row.get("error") is None
+                if (digest is None or row["metric_digest"] == digest)
+                and (row["error"] is None or (with_failed and row["error"] != NO_IMAGE))
             )
         return found
 
