@@ -27,7 +27,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "black
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 SMALL, LARGE = 8.5, 11.5  # a radius up to SMALL is "small", from LARGE on "large"; between them no size word fits
-RADIUS = (6.5, 16.0)
+RADIUS = (7.0, 16.0)
 
 
 class Box(NamedTuple):
