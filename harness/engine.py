@@ -1,0 +1,385 @@
+"""Spreads units over workers: Ray actors here or on a cluster, or this very process. The only file that imports ray.
+
+Plain actors, each with a model of its own and two units in flight (specs/harness/ray.md has the measurements):
+ten times the throughput of Ray Data for units of this size, and a killed worker costs only the unit in hand.
+"""
+
+import contextlib
+import os
+import socket
+import sysconfig
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import harness
+from harness.engine_local import Engine, LocalEngine, OnReport, Unit, grouped
+from harness.errors import HarnessError
+from harness.job import Job, Slot
+from harness.units import GenerateUnit, Part, Report
+
+__all__ = ["Engine", "LocalEngine", "RayEngine", "open_engine"]
+
+IN_FLIGHT = 2  # units an actor holds: the next one waits at the worker, not at the driver
+TRIES = 3  # workers that may die over one unit
+START_TIMEOUT = 600.0  # seconds without any worker before it is said that none can start
+# What a worker on another node must know of this process's environment. No tokens: Ray shows these to its users.
+PASSED_ON = (
+    "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE", "HARNESS_WEIGHTS", "TORCH_HOME",
+    "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG",
+)
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def open_engine(*, address: str | None = None, workers: int | None = None, deadline: float | None = None) -> Engine:
+    """Ray, or with `workers=0` this process alone."""
+    if workers == 0:
+        if address is not None:
+            raise HarnessError("--workers 0 runs in this process; it cannot be used together with --address")
+        return LocalEngine()
+    return RayEngine(address, workers=workers, deadline=deadline)
+
+
+class _Actor:
+    """The Ray side of a worker. Made in an instant; the worker comes with `ready`, so that what goes wrong
+    with it arrives as an exception and not as a dead actor."""
+
+    def __init__(self, job: Job, slot: Slot) -> None:
+        self.job, self.slot = job, slot
+        self.worker: Any = None
+
+    def ready(self) -> dict[str, Any]:
+        """Builds the worker; says where it is."""
+        from harness.worker import Worker
+
+        self.worker = Worker(self.job, self.slot)
+        return {"pid": os.getpid(), "host": socket.gethostname(), "device": self.worker.device}
+
+    def run(self, unit: Unit) -> Report:
+        """Does a unit."""
+        from harness.worker import DeviceLost
+
+        try:
+            report: Report = self.worker.run(unit)
+            return report
+        except DeviceLost:
+            os._exit(70)  # the driver puts a fresh process in this one's place and tries the unit there
+
+
+@dataclass
+class _Slot:
+    """An actor as the driver sees it."""
+
+    handle: Any
+    starting: Any  # the reference of `ready`, None once it has come
+    units: deque[tuple[Any, Unit]] = field(default_factory=deque)  # the first one is being done
+    since: float = 0.0  # when the first one began
+
+
+class RayEngine:
+    """Actors on a Ray cluster: one that is given or that this machine belongs to, or else one of our own."""
+
+    def __init__(
+        self, address: str | None = None, *, workers: int | None = None, deadline: float | None = None
+    ) -> None:
+        """
+        Args:
+            address: a cluster to join; without it RAY_ADDRESS, then the cluster that this machine is a node of.
+            workers: how many actors; as many as the cluster's CPUs or GPUs allow without it.
+            deadline: seconds a unit may take, the loading of its model included, before its worker is
+                killed and the unit tried again; None is no limit.
+        """
+        self.address, self.workers, self.deadline = address, workers, deadline
+        self._started = False  # whether Ray is ours to shut down
+        self._pool: tuple[Job, Slot, list[_Slot]] | None = None
+
+    def __enter__(self) -> "RayEngine":
+        import ray
+
+        if not ray.is_initialized():
+            self._connect()
+            self._started = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import ray
+
+        self._dismiss()
+        if self._started:
+            with _patient():
+                ray.shutdown()
+
+    def _connect(self) -> None:
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+        named = self.address or os.environ.get("RAY_ADDRESS")
+        if named and named != "local":
+            try:
+                ray.init(address=named, **quiet)
+            except Exception as error:  # Ray raises a different kind for every way in which this fails
+                raise HarnessError(
+                    f"no Ray cluster answers at {named!r} (from {'--address' if self.address else 'RAY_ADDRESS'}): "
+                    f"{str(error).strip().splitlines()[0]}"
+                ) from error
+            return
+        found = None if named == "local" else _cluster_of_this_machine()
+        if found is not None:
+            with contextlib.suppress(Exception):  # the address was stale, or of another Ray version
+                ray.init(address=found, **quiet)
+                return
+            ray.shutdown()
+        cores = os.cpu_count() or 1
+        with contextlib.suppress(AttributeError):
+            cores = len(os.sched_getaffinity(0))
+        ray.init(
+            address="local", num_cpus=cores, include_dashboard=False, object_store_memory=100 * 2**20,
+            _node_ip_address="127.0.0.1", **quiet,
+        )
+
+    def describe(self) -> str:
+        """See `Engine.describe`."""
+        import ray
+
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        offers = {name: int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU")}
+        place = "a local Ray" if self._started and nodes == 1 else f"a Ray cluster of {nodes} node(s)"
+        return f"{place}: {offers['CPU']} CPU(s), {offers['GPU']} GPU(s)"
+
+    # ---- the pool ----
+
+    def _resources(self, slot: Slot) -> tuple[dict[str, float], int]:
+        """What an actor asks of Ray, and how many of them the cluster holds."""
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = sum(node.get("GPU", 0) for node in nodes)
+        if slot.device.startswith("cuda") and not gpus and self._started:
+            raise HarnessError(f"device {slot.device!r}: Ray sees no GPU here; use 'device: cpu' or 'auto'")
+        if slot.device != "cpu" and (gpus or slot.device.startswith("cuda")):
+            # The GPU is what is scarce: CPUs are not booked beside it, threads are set all the same.
+            per_gpu = int(1 / slot.gpus + 1e-9) if slot.gpus < 1 else 1 / slot.gpus
+            return {"num_gpus": slot.gpus, "num_cpus": 0}, int(sum(int(n.get("GPU", 0) * per_gpu) for n in nodes))
+        room = int(sum(node.get("CPU", 0) // slot.threads for node in nodes))
+        if self._started and len(nodes) == 1 and (self.workers or 1) > room:
+            # More workers than cores were asked for, or more threads than cores: on one's own machine one may.
+            return {"num_cpus": 0}, max(room, 1)
+        return {"num_cpus": slot.threads}, room
+
+    def _start(self, job: Job, slot: Slot) -> _Slot:
+        import ray
+
+        resources, _ = self._resources(slot)
+        actor = ray.remote(_Actor).options(
+            **resources, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": _environment(slot)}
+        )
+        handle = actor.remote(job, slot)
+        return _Slot(handle, handle.ready.remote())
+
+    def _hire(self, job: Job, slot: Slot, wanted: int) -> list[_Slot]:
+        """A pool for this job and slot: the one at hand where it fits, since models stay loaded in it."""
+        if self._pool is not None and self._pool[:2] != (job, slot):
+            self._dismiss()
+        if self._pool is None:
+            self._pool = (job, slot, [])
+        _, room = self._resources(slot)
+        pool = self._pool[2]
+        for _ in range(min(wanted, self.workers or max(room, 1)) - len(pool)):
+            pool.append(self._start(job, slot))
+        return pool
+
+    def _dismiss(self) -> None:
+        """Ends all actors. What they hold in hand is lost, and was not whole on the disk."""
+        import ray
+
+        if self._pool is not None:
+            with _patient():
+                for worker in self._pool[2]:
+                    with contextlib.suppress(Exception):
+                        ray.kill(worker.handle)
+            self._pool = None
+
+    # ---- the loop ----
+
+    def run(self, units: Iterable[Unit], job: Job, *, on_report: OnReport | None = None) -> list[Report]:
+        """See `Engine.run`."""
+        reports: list[Report] = []
+
+        def keep(report: Report) -> None:
+            reports.append(report)
+            if on_report is not None:
+                on_report(report)
+
+        try:
+            for slot, group in grouped(units, job):
+                _Rush(self, job, slot, group, keep).run()
+        except BaseException:
+            self._dismiss()
+            raise
+        return reports
+
+
+class _Rush:
+    """One pass of a pool over the units of one slot."""
+
+    def __init__(self, engine: RayEngine, job: Job, slot: Slot, units: Sequence[Unit], keep: OnReport) -> None:
+        self.engine, self.job, self.slot, self.keep = engine, job, slot, keep
+        self.queue = deque(units)
+        self.tries: dict[Part, int] = {}
+        self.pool = engine._hire(job, slot, len(units))
+        self.deaths = 0  # workers lost since a unit last finished
+        self.allowed_deaths = 3 * TRIES + len(self.pool)
+
+    def run(self) -> None:
+        """Until every unit has its report."""
+        import ray
+
+        waiting_since = time.monotonic()
+        while self.queue or any(worker.units for worker in self.pool):
+            self._hand_out()
+            refs = {worker.starting: worker for worker in self.pool if worker.starting is not None}
+            refs |= {worker.units[0][0]: worker for worker in self.pool if worker.units}
+            done, _ = ray.wait(list(refs), num_returns=1, timeout=self._patience())
+            for ref in done:
+                self._take(ref, refs[ref])
+            if all(worker.starting is not None for worker in self.pool):
+                if time.monotonic() - waiting_since > START_TIMEOUT:
+                    raise HarnessError(self._nobody())
+            else:
+                waiting_since = time.monotonic()
+            self._enforce_deadline()
+
+    def _hand_out(self) -> None:
+        """Units to workers: first one each; a second one only while there are plenty, so that at the end no
+        unit waits behind another while a worker is idle."""
+        for depth in range(IN_FLIGHT):
+            for worker in self.pool:
+                if worker.starting is not None or len(worker.units) != depth or not self.queue:
+                    continue
+                if depth > 0 and len(self.queue) <= len(self.pool):
+                    return
+                unit = self.queue.popleft()
+                if not worker.units:
+                    worker.since = time.monotonic()
+                worker.units.append((worker.handle.run.remote(unit), unit))
+
+    def _take(self, ref: Any, worker: _Slot) -> None:
+        """What has come back from a worker: that it is ready, a report, or word of its death."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        try:
+            value = ray.get(ref)
+        except RayTaskError as error:
+            # Units report their own failures: what arrives here ends the run.
+            cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
+            if isinstance(cause, HarnessError):
+                raise type(cause)(str(cause)) from None
+            lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+            raise HarnessError(f"a worker cannot work: {type(cause).__name__}: {lines[-1] if lines else ''}") from cause
+        except RayError as error:
+            self._bury(worker, str(error))
+            return
+        if ref == worker.starting:
+            worker.starting = None
+            return
+        worker.units.popleft()
+        worker.since = time.monotonic()
+        self.deaths = 0
+        self.keep(value)
+
+    def _bury(self, worker: _Slot, reason: str) -> None:
+        """Replaces a dead worker. The unit that it was doing is tried again; those behind it only wait again."""
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.kill(worker.handle)
+        self.pool.remove(worker)
+        self.deaths += 1
+        said = next((line.strip() for line in reversed(reason.strip().splitlines()) if line.strip()), "it died")
+        doing = [unit for _, unit in worker.units]
+        for unit in reversed(doing[1:]):
+            self.queue.appendleft(unit)
+        if doing:
+            unit = doing[0]
+            self.tries[unit.part] = self.tries.get(unit.part, 0) + 1
+            if self.tries[unit.part] < TRIES:
+                self.queue.appendleft(unit)
+            else:
+                stage = "generate" if isinstance(unit, GenerateUnit) else "score"
+                text = f"{TRIES} workers died over it, the last one so: {said}"
+                self.keep(Report(unit.part, stage, 0, 0.0, [{"error": text, "unit": True}]))
+        if self.deaths > self.allowed_deaths:
+            raise HarnessError(
+                f"{self.deaths} workers died and not one unit was finished between; the last one so: {said}. "
+                f"Often this is want of memory: fewer --workers, or a smaller batch"
+            )
+        if self.queue or any(other.units for other in self.pool):
+            self.pool.append(self.engine._start(self.job, self.slot))
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for news at most."""
+        if any(worker.starting is not None for worker in self.pool) or not self.pool:
+            return 5.0
+        return None if self.engine.deadline is None else min(5.0, self.engine.deadline / 4)
+
+    def _enforce_deadline(self) -> None:
+        deadline = self.engine.deadline
+        for worker in list(self.pool):
+            if deadline is not None and worker.units and time.monotonic() - worker.since > deadline:
+                self._bury(worker, f"the unit took longer than the deadline of {deadline:g} s")
+
+    def _nobody(self) -> str:
+        resources, room = self.engine._resources(self.slot)
+        needs = ", ".join(f"{value:g} {name.removeprefix('num_')}" for name, value in resources.items() if value)
+        return (
+            f"no worker could start within {START_TIMEOUT:.0f} s: each needs {needs or 'a process'}, and "
+            f"{self.engine.describe()} has room for {room}. Wait for other jobs to end, or ask for less"
+        )
+
+
+def _environment(slot: Slot) -> dict[str, str]:
+    """The environment of a worker's process."""
+    variables = {name: str(slot.threads) for name in THREAD_VARIABLES}
+    variables |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    package = str(Path(harness.__file__).resolve().parent.parent)
+    if package not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:  # a checkout
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return variables
+
+
+def _cluster_of_this_machine() -> str | None:
+    """The address that `ray start` left on this machine, if somebody still answers there."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    for place in (folder, Path("/tmp")):
+        with contextlib.suppress(OSError, ValueError):
+            address = (place / "ray" / "ray_current_cluster").read_text().strip()
+            host, _, port = address.rpartition(":")
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
+                return address
+    return None
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """A second Ctrl-C must not leave processes behind: it waits until they are gone."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
