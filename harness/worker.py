@@ -239,7 +239,7 @@ class Worker:
         found = _in_batches(compute, images)
         good = {rows[i]["sample_id"]: value for i, value in sorted(found.items()) if not isinstance(value, str)}
         if good:
-            self.store.write_features(metric.extractor, part, list(good), np.stack(list(good.values())))
+            self.store.write_features(metric.shelf, part, list(good), np.stack(list(good.values())))
         return [
             {"metric": metric.extractor, "sample_id": rows[i]["sample_id"], "error": value}
             for i, value in sorted(found.items()) if isinstance(value, str)

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from harness.frechet import jackknife_interval, prompt_groups
+from harness.identity import digest
 from harness.prompts import Prompt
 
 
@@ -93,6 +94,13 @@ class DistributionMetric(Metric):
     higher_is_better = False
     lowest: ClassVar[float] = 0.0  # no value lies below it
     extractor: ClassVar[str]  # features of one extractor are stored once, whatever metrics use them
+
+    @property
+    def shelf(self) -> str:
+        """Where a run keeps the features: the extractor's name and its content, so that features of retrained
+        weights are never mixed with older ones."""
+        content = {key: value for key, value in self.content().items() if key != "reference"}
+        return f"{self.extractor}-{digest(content)[:8]}"
 
     @abstractmethod
     def features(self, images: np.ndarray) -> np.ndarray:

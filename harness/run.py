@@ -1,0 +1,329 @@
+"""The order of things: plan, generate, score, tabulate. Everything that a run does passes through here."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import harness
+from harness import benchmark as benchmarks
+from harness import registry
+from harness.analysis import tables
+from harness.benchmark import Benchmark, TableSpec, named
+from harness.display import Display
+from harness.distribution import distribution_values
+from harness.engine import Engine, open_engine
+from harness.errors import HarnessError
+from harness.identity import digest
+from harness.job import Job, MethodJob, MetricJob, ModelJob, Slot
+from harness.plan import Cell, shards, total
+from harness.resolve import Resolved, ResolvedMetric, resolve
+from harness.store import Store
+from harness.units import GenerateUnit, Part, Report, ScoreUnit
+
+
+@dataclass
+class Outcome:
+    """What a command leaves: table records to print, and what failed."""
+
+    records: list[dict[str, Any]]
+    specs: list[TableSpec]
+    rows: pd.DataFrame
+    scores: pd.DataFrame
+    metrics: dict[str, tables.MetricInfo]
+    judges: dict[str, str]
+    failures: list[str] = field(default_factory=list)
+
+    def print_tables(self, ci: bool = False, groups: bool = False) -> None:
+        """Prints every table of the benchmark on the terminal."""
+        for spec in self.specs:
+            tables.show(self, spec, ci=ci, groups=groups)
+
+    def render(self, form: str, ci: bool = False, groups: bool = False) -> str:
+        """The tables as markdown, latex, csv, html or json."""
+        if form == "json":
+            return json.dumps(self.records, indent=1)
+        return "\n".join(tables.render(self, spec, form, ci=ci, groups=groups) for spec in self.specs)
+
+
+def run(
+    name: str, *, results: Path, display: Display, limit: int | None = None, workers: int | None = None,
+    address: str | None = None, as_name: str | None = None, replace: tuple[str, ...] = (),
+) -> Outcome:
+    """Runs a benchmark, or what is left of it.
+
+    Raises:
+        HarnessError: the request is wrong, or the run folder holds something else under one of its labels.
+    """
+    path = benchmarks.find(name)
+    benchmark = benchmarks.load(path).limited(limit)
+    if as_name is not None:
+        benchmark = benchmarks.parse(benchmark.model_dump(exclude_unset=True) | {"name": as_name}, "--as")
+    resolved = resolve(benchmark, path)
+    store = Store(results / benchmark.name)
+    _quarantine(store, display)
+    _agree(store, resolved, replace)
+    cells = resolved.cells()
+    store.write_benchmark(_grown(store.read_benchmark(), resolved, path))
+    store.write_environment(_environment())
+    store.log("run", benchmark=benchmark.name, samples=total(cells), limit=limit)
+    failures: list[str] = []
+    with open_engine(address=address, workers=workers) as engine:
+        job = _job(store, resolved)
+        _generate(engine, job, store, cells, display, failures)
+        _score(engine, job, store, cells, resolved, display, failures)
+    return _tabulate(store, resolved, cells, failures)
+
+
+def score(
+    run_name: str, *, results: Path, display: Display, metrics: tuple[str, ...] = (), workers: int | None = None,
+    address: str | None = None,
+) -> Outcome:
+    """Scores what a run has generated, with `metrics` beside its own."""
+    store, resolved = _opened(run_name, results, metrics)
+    _quarantine(store, display)
+    store.write_benchmark(_grown(store.read_benchmark(), resolved, store.root / "benchmark.yaml"))
+    failures: list[str] = []
+    with open_engine(address=address, workers=workers) as engine:
+        _score(engine, _job(store, resolved), store, resolved.cells(), resolved, display, failures)
+    return _tabulate(store, resolved, resolved.cells(), failures)
+
+
+def table(run_name: str, *, results: Path) -> Outcome:
+    """The tables of a run as it stands; nothing is generated or scored."""
+    store, resolved = _opened(run_name, results)
+    return _tabulate(store, resolved, resolved.cells(), [])
+
+
+def _opened(run_name: str, results: Path, metrics: tuple[str, ...] = ()) -> tuple[Store, Resolved]:
+    root = Path(run_name) if (Path(run_name) / "benchmark.yaml").is_file() else results / run_name
+    store = Store(root)
+    kept = store.read_benchmark()
+    if kept is None:
+        here = sorted(p.parent.name for p in results.glob("*/benchmark.yaml"))
+        raise HarnessError(f"no run {run_name!r} under {results}: {registry.nearest(run_name, here)}")
+    source = Path(kept.pop("source"))
+    kept.pop("definitions")
+    known = {named(entry)[0] for entry in kept.get("metrics", [])}
+    kept["metrics"] = [*kept.get("metrics", []), *(name for name in metrics if name not in known)]
+    return store, resolve(benchmarks.parse(kept, str(root / "benchmark.yaml")), source)
+
+
+# ---- what a run folder already is ----
+
+
+def _agree(store: Store, resolved: Resolved, replace: tuple[str, ...]) -> None:
+    """Refuses a label that means something else in the run folder; `replace` throws its old rows away."""
+    kept = store.read_benchmark()
+    if kept is None:
+        return
+    wanted = resolved.definitions()
+    for label in replace:
+        kinds = [kind for kind in ("models", "methods", "prompts") if label in wanted[kind]]
+        if not kinds:
+            known = [name for kind in ("models", "methods", "prompts") for name in wanted[kind]]
+            raise HarnessError(f"--replace {label}: no such label here: {registry.nearest(label, known)}")
+        for kind in kinds:
+            store.drop(**{kind.removesuffix("s") if kind != "prompts" else kind: label})
+            kept["definitions"][kind].pop(label, None)
+    refused = []
+    for kind, definitions in wanted.items():
+        for label, definition in definitions.items():
+            old = kept["definitions"].get(kind, {}).get(label, definition)
+            if digest(old) != digest(definition):
+                refused.append(f"{kind}.{label} has changed since this run began:\n" + _difference(old, definition))
+    if refused:
+        raise HarnessError(
+            "\n".join(refused) + f"\nIn {store.root} these labels keep their meaning. Give the label another name, "
+            f"run under another name with --as NEW-NAME, or throw the old rows away with --replace LABEL"
+        )
+    _same_texts(store, resolved)
+    store.write_benchmark(kept)
+
+
+def _same_texts(store: Store, resolved: Resolved) -> None:
+    """A prompt id whose text has changed would put two different prompts under one sample."""
+    for label, prompts in resolved.prompts.items():
+        texts = {prompt.id: prompt.text for prompt in prompts.prompts}
+        rows = store.read("images", columns=["prompt_id", "prompt"], prompts=label)
+        rows = rows.drop_duplicates("prompt_id")
+        for prompt_id, text in zip(rows["prompt_id"], rows["prompt"], strict=True):
+            if texts.get(prompt_id, text) != text:
+                raise HarnessError(
+                    f"prompts.{label}: prompt {prompt_id!r} reads {texts[prompt_id]!r} now, but {text!r} in "
+                    f"{store.root}. Give the new prompt another id, run with --as NEW-NAME or --replace {label}"
+                )
+
+
+def _difference(old: Any, new: Any, place: str = "") -> str:
+    """The leaves in which two definitions differ, a line each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = [_difference(old.get(key), new.get(key), f"{place}.{key}".lstrip(".")) for key in sorted({*old, *new})]
+        return "\n".join(line for line in lines if line)
+    return "" if old == new else f"  {place}: was {old!r}, now {new!r}"
+
+
+def _grown(kept: dict[str, Any] | None, resolved: Resolved, source: Path) -> dict[str, Any]:
+    """The benchmark that the run folder holds from now on: all that it held, and all that is asked for."""
+    asked = resolved.benchmark.model_dump(mode="json", exclude_unset=True)
+    asked |= {"source": str(source.resolve()), "definitions": resolved.definitions()}
+    if kept is None:
+        return asked
+    grown = kept | asked
+    for key in ("models", "methods"):
+        grown[key] = kept[key] | asked[key]
+    grown["prompts"] = {**kept["prompts"], **asked["prompts"]}
+    for label in set(kept["prompts"]) & set(asked["prompts"]):
+        grown["prompts"][label] = _wider(kept["prompts"][label], asked["prompts"][label])
+    grown["seeds"] = sorted({*kept.get("seeds", [0]), *asked.get("seeds", [0])})
+    names = {json.dumps(entry, sort_keys=True): entry for entry in [*asked.get("metrics", []), *kept.get("metrics", [])]}
+    grown["metrics"] = list(names.values())
+    grown["definitions"] = {
+        kind: {**kept["definitions"].get(kind, {}), **labels} for kind, labels in asked["definitions"].items()
+    }
+    return grown
+
+
+def _wider(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Of two selections from one set the one that contains the other; the newer where neither does."""
+    sizes = [next((spec[key] for key in ("first", "sample") if spec.get(key)), None) for spec in (old, new)]
+    same_kind = all((old.get(k) is None) == (new.get(k) is None) for k in ("first", "sample", "category"))
+    if sizes[0] is None and old.get("category") is None:
+        return new | {"first": None, "sample": None, "category": None} if new.get("path") else old
+    if same_kind and None not in sizes and old.get("category") == new.get("category"):
+        return old if sizes[0] > sizes[1] else new  # type: ignore[operator]
+    return new
+
+
+def _quarantine(store: Store, display: Display) -> None:
+    """Moves damaged part files aside, so that their samples are made again and no others are harmed."""
+    for path in store.corrupt_parts():
+        aside = store.quarantine(path)
+        display.say(f"warning: {path} cannot be read; it is kept as {aside.name} and its samples are made again")
+        store.log("corrupt", path=str(path))
+
+
+def _environment() -> dict[str, Any]:
+    packages = ("torch", "diffusers", "transformers", "ray", "pyarrow", "numpy")
+    return {
+        "harness": harness.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this project, where it runs from a checkout."""
+    folder = Path(harness.__file__).parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _job(store: Store, resolved: Resolved) -> Job:
+    return Job(
+        root=str(store.root.resolve()),
+        models={
+            label: ModelJob(
+                family=model.spec.family,
+                # A local path or a Hub id; a relative one is made absolute for workers that start elsewhere.
+                weights=model.spec.weights if model.spec.weights.startswith("builtin:") else str(model.folder),
+                dtype=model.spec.dtype,
+                size=model.spec.size,
+                networks=model.spec.networks,
+                slot=Slot(model.spec.device, model.spec.threads, model.spec.gpus),
+            )
+            for label, model in resolved.models.items()
+        },
+        methods={
+            label: MethodJob(method.spec.noise, method.spec.guidance, method.sampler, method.spec.judge)
+            for label, method in resolved.methods.items()
+        },
+        metrics={
+            label: MetricJob(metric.name, metric.parameters, metric.digest)
+            for label, metric in resolved.metrics.items()
+        },
+        scoring=next(
+            Slot(model.spec.device, model.spec.threads, model.spec.gpus) for model in resolved.models.values()
+        ),
+        sys_path=resolved.sys_path,
+    )
+
+
+# ---- the stages ----
+
+
+def _generate(
+    engine: Engine, job: Job, store: Store, cells: list[Cell], display: Display, failures: list[str]
+) -> None:
+    units: list[GenerateUnit] = []
+    for cell in cells:
+        place = {"model": cell.model, "method": cell.method, "prompts": cell.prompts}
+        done = store.sample_ids("images", with_failed=False, **place)
+        taken = {part.name for part in store.parts("images", **place)}
+        units += shards(cell, done, taken)
+    todo = sum(len(unit.rows) for unit in units)
+    display.start("generate", todo, total(cells) - todo)
+    _work(engine, job, units, "generate", store, display, failures)
+
+
+def _score(
+    engine: Engine, job: Job, store: Store, cells: list[Cell], resolved: Resolved, display: Display,
+    failures: list[str],
+) -> None:
+    wanted = {label: metric for label, metric in resolved.metrics.items() if metric.missing is None}
+    units = list(_score_units(store, cells, wanted))
+    display.start("score", sum(samples for _, samples in units), 0)
+    _work(engine, job, [unit for unit, _ in units], "score", store, display, failures)
+
+
+def _score_units(
+    store: Store, cells: Iterable[Cell], wanted: dict[str, ResolvedMetric]
+) -> Iterable[tuple[ScoreUnit, int]]:
+    """A unit for every part of images, with the metrics and features that it lacks, and its number of samples."""
+    by_shelf = {m.metric.shelf: label for label, m in wanted.items() if m.metric.kind == "distribution"}
+    for cell in cells:
+        place = {"model": cell.model, "method": cell.method, "prompts": cell.prompts}
+        scored = {
+            label: store.sample_ids("scores", label, digest=metric.digest, **place)
+            for label, metric in wanted.items() if metric.metric.kind == "sample"
+        }
+        extracted = {name: store.sample_ids("features", name, **place) for name in by_shelf}
+        by_id = {prompt.id: prompt for prompt in cell.prompt_set.prompts}
+        for part in store.parts("images", **place):
+            rows = store.read_part(part, ["sample_id", "prompt_id", "error"])
+            ids = set(rows["sample_id"])
+            shown = set(rows.loc[rows["error"].isna(), "sample_id"])
+            metrics = tuple(label for label, done in scored.items() if ids - done)
+            extractors = tuple(by_shelf[name] for name, done in extracted.items() if shown - done)
+            if metrics or extractors:
+                prompts = tuple(by_id[p] for p in dict.fromkeys(rows["prompt_id"]) if p in by_id)
+                yield ScoreUnit(part, metrics, extractors, prompts), len(ids)
+
+
+def _work(
+    engine: Engine, job: Job, units: list[Any], stage: str, store: Store, display: Display, failures: list[str]
+) -> None:
+    def on_report(report: Report) -> None:
+        display.advance(report.rows, len(report.failed))
+        for failed in report.failed:
+            store.log("failed", stage=stage, part=_tail(report.part), **failed)
+            failures.append(f"{stage} {_tail(report.part)}: {failed}")
+
+    if units:
+        engine.run(units, job, on_report=on_report)
+    display.finish()
+
+
+def _tail(part: Part) -> str:
+    return f"{part.model}/{part.method}/{part.prompts}/{part.name}"
