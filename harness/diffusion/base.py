@@ -87,6 +87,7 @@ class Schedule(ABC):
     """A solver at work on one batch: it knows the grid and how to take a step. Used once, then thrown away."""
 
     evaluations: list[Step]  # one entry a denoiser call, in order (Heun: two a step but for the last)
+    arrivals: list[float]  # the noise level (as Step.sigma) at which each solver step ends; 0 is clean
 
     @abstractmethod
     def start(self, noise: Tensor) -> Tensor:

@@ -38,7 +38,11 @@ class Guided:
 
 
 class Guidance(Protocol):
-    """A frozen dataclass with these two methods. What is not requested is not computed."""
+    """A frozen dataclass with these two methods. What is not requested is not computed.
+
+    Optional: class attributes `version` (int) and `needs` (kinds of prediction beyond "cond" and "uncond"), and
+    `problems(sampler)`, a list of what makes no sense with that sampler.
+    """
 
     def requests(self, step: Step, sigma: float) -> tuple[Request, ...]:
         """The predictions wanted at this step."""

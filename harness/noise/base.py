@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from harness.diffusion.base import Conditioning, Diffusion, Sampler
+from harness.diffusion.base import Conditioning, Diffusion, Sampler, Step
 from harness.metrics.base import SampleMetric
 from harness.prompts import Prompt
 from harness.seeding import RowKey, normals
@@ -50,17 +50,22 @@ class NoiseContext:
 @dataclass
 class Refined:
     """What a stage hands on: the noise, a record a row for the Parquet file, and the clean latents where the
-    winner has already been sampled."""
+    winner has already been sampled.
+
+    A stage that also acts during sampling gives `on_step(step, state)`, called before every evaluation with
+    the solver's state, which it may replace by what it returns.
+    """
 
     noise: Tensor
     records: list[dict[str, Any]] = field(default_factory=list)
     latents: Tensor | None = None
+    on_step: Callable[[Step, Tensor], Tensor | None] | None = None
 
 
 class NoiseStage(Protocol):
     """A frozen dataclass whose fields are its parameters.
 
-    Optional class attributes: `version` (int), `needs_judge` (bool), `requests` (kinds of prediction that it
+    Optional class attributes: `version` (int), `needs_judge` (bool), `needs` (kinds of prediction that it
     asks of the model, so that a family without them is refused when the benchmark is read).
     """
 

@@ -1,0 +1,1 @@
+"""Guidance: one file a way of combining predictions."""

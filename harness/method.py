@@ -1,0 +1,223 @@
+"""A method: a noise stage together with a guidance and a sampler. Runs in a notebook, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import pydantic
+import torch
+from torch import Tensor
+
+from harness import registry
+from harness.diffusion.base import Conditioning, Counter, Diffusion, Sampler
+from harness.diffusion.inversion import invert
+from harness.diffusion.sampling import sample
+from harness.errors import HarnessError
+from harness.guidance.base import Guidance
+from harness.guidance.cfg import CFG
+from harness.guidance.none import NoGuidance
+from harness.metrics.base import SampleMetric
+from harness.noise.base import NoiseContext, NoiseStage, Refined
+from harness.noise.gaussian import Gaussian
+from harness.prompts import Prompt
+from harness.registry import nearest
+from harness.seeding import RowKey, normals, row_key
+
+
+@dataclass
+class Result:
+    """What a method made, a row each of B prompts.
+
+    `flops` counts the denoiser alone, a gradient pass as two evaluations (encoders, decoders and judges are
+    not in it).
+    """
+
+    images: np.ndarray  # uint8 [B, F, H, W, 3]
+    initial_noise: Tensor  # float32 [B, C, H, W] on the CPU, after the noise stage
+    latents: Tensor  # float32 [B, C, H, W] on the CPU, clean
+    records: list[dict[str, Any]]  # what the noise stage reports
+    nfe: np.ndarray  # int64 [B], every denoiser evaluation
+    nfe_by_network: list[dict[str, int]]
+    grad_evals: np.ndarray  # int64 [B]
+    flops: np.ndarray  # float64 [B]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A noise stage, a guidance, a sampler, and the judge that a stage may need."""
+
+    stage: NoiseStage = field(default_factory=Gaussian)
+    guidance: Guidance = field(default_factory=NoGuidance)
+    sampler: Sampler = field(default_factory=Sampler)
+    judge: SampleMetric | None = None
+
+    def __call__(
+        self,
+        model: Diffusion,
+        prompts: str | Sequence[Prompt | str],
+        seeds: int | Sequence[int] = 0,
+        *,
+        prompt_set: str = "prompts",
+        seeding: str = "identity",
+    ) -> Result:
+        """An image for every prompt, all in one batch; `seeds` is one for all or one a prompt.
+
+        A bare text is its own prompt id. The noise of a row is that of a benchmark with the same prompt set
+        id, prompt id, seed and seeding.
+
+        Raises:
+            HarnessError: no prompts, as many seeds as neither one nor the prompts, a stage without its judge.
+        """
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        rows = [Prompt(id=text, text=text) if isinstance(text, str) else text for text in texts]
+        if not rows:
+            raise HarnessError("no prompts were given")
+        numbers = [seeds] * len(rows) if isinstance(seeds, int) else list(seeds)
+        if len(numbers) != len(rows):
+            raise HarnessError(f"{len(rows)} prompts, but {len(numbers)} seeds; give one seed, or one a prompt")
+        keys = [
+            row_key(seeding, prompt_set, prompt.id, seed, prompt.columns)
+            for prompt, seed in zip(rows, numbers, strict=True)
+        ]
+        return self.run(model, rows, keys)
+
+    # Not in inference mode: its tensors could never meet autograd, which a noise stage may switch on.
+    @torch.no_grad()
+    def run(self, model: Diffusion, prompts: Sequence[Prompt], keys: Sequence[RowKey]) -> Result:
+        """One micro-batch: an image for each prompt, its randomness from its key."""
+        if self.judge is None and getattr(self.stage, "needs_judge", False):
+            raise HarnessError(f"{type(self.stage).__name__} needs a judge: a metric that scores each image")
+        counter = Counter(len(prompts))
+        before, model.counter = model.counter, counter
+        try:
+            conditioning = model.encode(prompts)
+            noise = normals([key.generator("noise") for key in keys], model.latent_shape).to(model.device)
+            refined = self.stage(self._context(model, prompts, keys, conditioning, noise))
+            _check(self.stage, refined, noise)
+            latents = refined.latents
+            if latents is None:
+                latents = sample(
+                    model, refined.noise, conditioning, self.guidance, self.sampler, on_step=refined.on_step
+                )
+            images = model.decode(latents)
+        finally:
+            model.counter = before
+        return Result(
+            images=images,
+            initial_noise=refined.noise.float().cpu(),
+            latents=latents.float().cpu(),
+            records=refined.records or [{} for _ in prompts],
+            nfe=counter.nfe,
+            nfe_by_network=[
+                {name: int(counts[row]) for name, counts in counter.by_network.items()} for row in range(len(prompts))
+            ],
+            grad_evals=counter.gradients,
+            flops=_flops(model, counter),
+        )
+
+    def _context(
+        self, model: Diffusion, prompts: Sequence[Prompt], keys: Sequence[RowKey], conditioning: Conditioning,
+        noise: Tensor,
+    ) -> NoiseContext:
+        def sample_noise(noise: Tensor) -> Tensor:
+            return sample(model, noise, conditioning, self.guidance, self.sampler)
+
+        def invert_latents(latents: Tensor, scale: float = 1.0) -> Tensor:
+            return invert(model, latents, conditioning, self.sampler, CFG(scale))
+
+        return NoiseContext(
+            noise=noise, prompts=prompts, conditioning=conditioning, model=model, sampler=self.sampler,
+            sample=sample_noise, invert=invert_latents, keys=keys, judge=self.judge,
+        )
+
+
+def _check(stage: NoiseStage, refined: Refined, noise: Tensor) -> None:
+    """A stage written elsewhere is told at once what it returned wrongly."""
+    name = type(stage).__name__
+    if refined.noise.shape != noise.shape:
+        raise HarnessError(f"{name} returned noise {tuple(refined.noise.shape)}, expected {tuple(noise.shape)}")
+    if refined.latents is not None and refined.latents.shape != noise.shape:
+        raise HarnessError(f"{name} returned latents {tuple(refined.latents.shape)}, expected {tuple(noise.shape)}")
+    if refined.records and len(refined.records) != len(noise):
+        raise HarnessError(f"{name} returned {len(refined.records)} records for {len(noise)} rows")
+
+
+def _flops(model: Diffusion, counter: Counter) -> np.ndarray:
+    total = np.zeros(counter.samples, dtype=np.float64)
+    for network, counts in counter.by_network.items():
+        total += counts * model.flops_per_evaluation(network)
+    if counter.gradients.any():
+        total += 2 * counter.gradients * model.flops_per_evaluation()
+    return total
+
+
+def load_method(
+    noise: Any = None, guidance: Any = None, sampler: Any = None, judge: SampleMetric | None = None
+) -> Method:
+    """A method from the forms of the YAML: None, a name, or {name: parameters}; the sampler a mapping.
+
+    Raises:
+        HarnessError: an unknown name or parameter, a value that makes no sense, alone or with the sampler.
+    """
+    stage = _build("noise", noise, "gaussian")
+    guide = _build("guidance", guidance, "none")
+    chosen = sampler if isinstance(sampler, Sampler) else _sampler(sampler or {})
+    problems = guide.problems(chosen) if hasattr(guide, "problems") else []
+    if problems:
+        raise HarnessError("guidance: " + "; ".join(problems))
+    return Method(stage, guide, chosen, judge)
+
+
+def _build(kind: str, given: Any, default: str) -> Any:
+    """A plug-in from None, a name, {name: parameters}, {name: null}, or an instance already made."""
+    if given is None:
+        given = default
+    if isinstance(given, str):
+        return registry.build(kind, given, {})
+    if isinstance(given, dict):
+        if len(given) != 1:
+            raise HarnessError(f"{kind}: expected a name or one {{name: parameters}}, got {given!r}")
+        (name, parameters), = given.items()
+        if not isinstance(parameters, dict | None):
+            raise HarnessError(f"{kind}: the parameters of {name!r} must be a mapping, got {parameters!r}")
+        return registry.build(kind, str(name), parameters or {})
+    if hasattr(given, "__dataclass_fields__") and not isinstance(given, type):
+        return given
+    raise HarnessError(f"{kind}: expected a name or {{name: parameters}}, got {given!r}")
+
+
+def _sampler(given: Any) -> Sampler:
+    if not isinstance(given, dict):
+        raise HarnessError(f"sampler: expected a mapping with name, steps and spacing, got {given!r}")
+    known = [setting.name for setting in fields(Sampler)]
+    for key in given:
+        if key not in known:
+            raise HarnessError(f"sampler has no setting {key!r}: {nearest(str(key), known)}")
+    try:
+        return pydantic.TypeAdapter(Sampler).validate_python(given)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(["sampler", *map(str, first["loc"])])
+        raise HarnessError(f"{place}: {first['msg']}, got {first['input']!r}") from error
+
+
+def method_identity(method: Method, judge_digest: str | None = None) -> dict[str, Any]:
+    """What the method's digest is made of: both plug-ins with all parameters and versions, sampler, judge.
+
+    A plug-in is known by its class, so that the same class named in two ways is the same method.
+    """
+    return {
+        "noise": registry.identity_of("noise", _name("noise", method.stage), method.stage),
+        "guidance": registry.identity_of("guidance", _name("guidance", method.guidance), method.guidance),
+        "sampler": asdict(method.sampler),
+        "judge": judge_digest,
+    }
+
+
+def _name(kind: str, instance: Any) -> str:
+    place = f"{type(instance).__module__}:{type(instance).__qualname__}"
+    own = {target: name for name, target in registry.BUILTIN[kind].items()}
+    return own.get(place, place)
