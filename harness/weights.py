@@ -10,6 +10,8 @@ import os
 from importlib.resources import files
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from harness.errors import HarnessError
 from harness.identity import digest
 from harness.registry import nearest
@@ -93,7 +95,19 @@ def content_digest(path: Path) -> str:
             f"weights folder {path} holds no .safetensors file (pickled weights are not opened); "
             f"expected the layout of the diffusers or transformers library"
         )
+    for p in found:
+        if p.suffix == ".safetensors":
+            _must_be_whole(p)
     return digest({p.relative_to(path).as_posix(): sha256_of(p) for p in found})
+
+
+def _must_be_whole(path: Path) -> None:
+    """Reads the header alone: a cut download is found before a model is built from it."""
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise HarnessError(f"{path} is damaged or not whole ({error}); put a good copy in its place") from error
 
 
 def is_trained(path: Path) -> bool:

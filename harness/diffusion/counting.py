@@ -1,0 +1,80 @@
+"""A model without weights that counts: it runs a method's real code and says what the method will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
+from harness.diffusion.schedules import DiffusersSchedule
+from harness.metrics.base import SampleMetric, Scores
+from harness.prompts import Prompt
+
+
+class Counting(Diffusion):
+    """Predicts zeros. `counter` then holds the evaluations of one sample of a method, stages included."""
+
+    family = "counting"
+    samplers = ()
+    native = "epsilon"
+
+    def __init__(self, scheduler_config: dict[str, Any], requests: frozenset[str], networks: tuple[str, ...]) -> None:
+        self.scheduler_config = scheduler_config
+        self.requests: ClassVar[frozenset[str]] = requests  # type: ignore[misc]
+        self.networks = networks
+        self.latent_shape = (4, 8, 8)
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    @classmethod
+    def load(cls, weights: str, **settings: Any) -> Counting:
+        """There is nothing to load."""
+        raise NotImplementedError("a counting model is made from a scheduler's configuration")
+
+    def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
+        """Empty texts."""
+        nothing = torch.zeros(len(prompts), 1)
+        return Conditioning({"text": nothing}, {"text": nothing}, torch.arange(len(prompts)))
+
+    def predict(
+        self, x: Tensor, timestep: Tensor | float, conditioning: Conditioning, network: str = "main",
+        perturbed: tuple[str, ...] = (),
+    ) -> Tensor:
+        """Zeros, counted."""
+        if self.counter is not None:
+            self.counter.add(network, conditioning.rows)
+        return torch.zeros_like(x)
+
+    def alpha_sigma(self, timestep: float) -> tuple[float, float]:
+        """As on the schedule's noise levels."""
+        schedule = DiffusersSchedule(self.scheduler_config, Sampler())
+        return schedule.levels.alpha_sigma(timestep)
+
+    def schedule(self, sampler: Sampler) -> Schedule:
+        """The real solver: how often it calls the network is its own affair."""
+        return DiffusersSchedule(self.scheduler_config, sampler)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Black images."""
+        return np.zeros((len(latents), 1, 8, 8, 3), dtype=np.uint8)
+
+    def decode_differentiable(self, latents: Tensor) -> Tensor:
+        """Images that depend on the latents, so that gradients flow."""
+        return latents[:, :3].sigmoid().permute(0, 2, 3, 1).unsqueeze(1)
+
+    def flops_per_evaluation(self, network: str = "main") -> float:
+        """Unknown here."""
+        return 0.0
+
+
+class AnyJudge(SampleMetric):
+    """Likes all images alike."""
+
+    name = "any"
+
+    def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
+        """Zeros."""
+        return Scores(np.zeros(len(prompts)))

@@ -1,0 +1,102 @@
+"""Prompt sets: parsing, selection, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import prompts
+from harness.benchmark import PromptSpec
+from harness.errors import HarnessError
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+def read(tmp_path: Path, name: str, content: str | bytes) -> list[prompts.Prompt]:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return prompts.read_file(path, path.suffix[1:], {})
+
+
+def test_each_format_gives_texts_and_ids(tmp_path: Path) -> None:
+    assert [p.text for p in read(tmp_path, "a.txt", "one\ntwo, three\n\n")] == ["one", "two, three"]
+    table = read(tmp_path, "a.csv", 'id,Prompt,Category\n7,"a, b", x \n8,c,y\n')
+    assert [(p.id, p.text, p.category) for p in table] == [("7", "a, b", "x"), ("8", "c", "y")]
+    assert [p.text for p in read(tmp_path, "a.tsv", 'prompt\tnote\nsay "hi"\tx\n')] == ['say "hi"']
+    lines = read(tmp_path, "a.jsonl", '{"prompt": "é", "id": 3}\n')
+    assert (lines[0].id, lines[0].text) == ("3", "é")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
+    assert read(tmp_path, "a.csv", "\ufeffcaption\nx\n")[0].text == "x"
+
+
+def test_other_columns_are_kept_for_seeding_by_column(tmp_path: Path) -> None:
+    row = read(tmp_path, "a.csv", "prompt,evaluation_seed\nx,5\n")[0]
+    assert row.columns == {"evaluation_seed": "5"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", "prompt,b\nx\n", "row 0 has 1 cells"),
+        ("a.csv", "id,prompt\n1,x\n1,y\n", "rows 0 and 1 have the same id '1'"),
+        ("a.csv", "name\nx\n", "no column called prompt"),
+        ("a.csv", "prompt\n", "holds no prompts"),
+        ("a.csv", b"prompt\n\xff\xfe\n", "not UTF-8"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt"', "line 2 is not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: expected an object"),
+        ("a.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', "row 1 has no 'prompt'"),
+        ("a.csv", "prompt\na\x00b\n", "control characters"),
+        ("a.txt", "x" * 100_001, "at most 100000 characters"),
+        ("a.xyz", "x", "files of kind 'xyz'"),
+    ],
+)
+def test_bad_files_are_refused_with_the_place(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
+    with pytest.raises(HarnessError, match=expected):
+        read(tmp_path, name, content)
+
+
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("Prompts,Category\nx,y\n")
+    with pytest.raises(HarnessError, match="not the file that its manifest names"):
+        prompts.load(PromptSpec(set="drawbench", path="mine.csv"), tmp_path)
+
+
+def test_an_unknown_set_gets_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="did you mean 'drawbench'"):
+        prompts.load(PromptSpec(set="drawbnech"), tmp_path)
+
+
+def test_an_empty_selection_and_an_unknown_category_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,category\nx,animals\n")
+    with pytest.raises(HarnessError, match="no category 'animal': did you mean 'animals'"):
+        prompts.load(PromptSpec(set="p", path="p.csv", category="animal"), tmp_path)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_a_larger_sample_contains_the_smaller(a: int, b: int) -> None:
+    everything = [prompts.Prompt(str(i), f"prompt {i}") for i in range(40)]
+    small, large = sorted((a, b))
+    ids = [{p.id for p in prompts.select(everything, PromptSpec(set="s", sample=n))} for n in (small, large)]
+    assert len(ids[0]) == small
+    assert ids[0] <= ids[1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1), min_size=1, max_size=8))
+def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    path = tmp_path_factory.mktemp("p") / "a.jsonl"
+    path.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts), encoding="utf-8")
+    assert [p.text for p in prompts.read_file(path, "jsonl", {})] == texts
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real prompt files are not beside this checkout")
+def test_drawbench_has_its_200_prompts_and_11_categories() -> None:
+    loaded = prompts.load(PromptSpec(set="drawbench", path=str(DATA / "drawbench" / "drawbench.csv")), Path("."))
+    assert len(loaded.prompts) == 200
+    assert len({p.category for p in loaded.prompts}) == 11
+    assert all(p.category == p.category.strip() for p in loaded.prompts if p.category)  # one has a trailing blank

@@ -1,0 +1,232 @@
+"""A benchmark from its YAML to its table, in this process, with a tiny random Stable Diffusion."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from harness import cli, run
+from harness.display import Display
+from harness.errors import HarnessError
+from harness.store import DETERMINISTIC, Store
+from tests.tiny import tiny_stable_diffusion
+
+PLUGIN = '''
+"""A method of one's own, in one file."""
+
+from dataclasses import dataclass
+
+from harness.noise.base import NoiseContext, Refined
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Multiplies the noise by `strength`."""
+
+    strength: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength must lie in (0, 1], got {self.strength}")
+
+    def __call__(self, ctx: NoiseContext) -> Refined:
+        return Refined(ctx.noise * self.strength, [{"strength": self.strength} for _ in ctx.prompts])
+'''
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_stable_diffusion(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture()
+def folder(tmp_path: Path, weights: Path) -> Path:
+    """A user's own folder: prompts, a plug-in, a benchmark."""
+    (tmp_path / "prompts.csv").write_text("id,prompt,category\n" + "".join(f"p{i},thing {i},{'ab'[i % 2]}\n" for i in range(6)))
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    write(tmp_path, weights)
+    return tmp_path
+
+
+def write(folder: Path, weights: Path, **change: Any) -> Path:
+    content = {
+        "name": "small",
+        "models": {"sd": {"family": "stable_diffusion", "weights": str(weights), "batch": 4}},
+        "prompts": {"things": {"set": "things", "path": "prompts.csv", "first": 4}},
+        "seeds": [0],
+        "sampler": {"name": "ddim", "steps": 2},
+        "methods": {"plain": {"guidance": "none"}, "cfg": {"guidance": {"cfg": {"scale": 3}}}},
+        "metrics": [],
+    } | change
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def go(folder: Path, **options: Any) -> run.Outcome:
+    with Display(quiet=True) as display:
+        return run.run(str(folder / "small.yaml"), results=folder / "results", display=display, workers=0, **options)
+
+
+def images(folder: Path) -> pd.DataFrame:
+    columns = list(DETERMINISTIC)
+    rows = Store(folder / "results" / "small").read("images", columns=columns)
+    rows["image"] = [image and image["bytes"] for image in rows["image"]]
+    return rows.sort_values("sample_id", ignore_index=True)
+
+
+def test_a_run_is_complete_and_a_second_one_does_nothing(folder: Path) -> None:
+    outcome = go(folder)
+    assert outcome.failures == []
+    rows = images(folder)
+    assert len(rows) == 8
+    assert rows.groupby("method")["nfe"].unique().map(list).to_dict() == {"plain": [2], "cfg": [4]}
+    parts = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.parquet")}
+    go(folder)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.parquet")} == parts
+
+
+def test_growing_keeps_every_old_row_and_adds_only_the_new(folder: Path, weights: Path) -> None:
+    go(folder)
+    before = images(folder)
+    methods = {"plain": {"guidance": "none"}, "cfg": {"guidance": {"cfg": {"scale": 3}}}, "cfg-7": {"guidance": {"cfg": {"scale": 7}}}}
+    write(
+        folder, weights, methods=methods, seeds=[0, 1],
+        prompts={"things": {"set": "things", "path": "prompts.csv", "first": 6}},
+    )
+    go(folder)
+    after = images(folder)
+    assert len(after) == 6 * 2 * 3
+    kept = after[after["sample_id"].isin(before["sample_id"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, before)
+
+
+def test_a_changed_definition_under_its_old_label_is_refused_with_the_difference(folder: Path, weights: Path) -> None:
+    go(folder)
+    before = images(folder)
+    write(folder, weights, methods={"cfg": {"guidance": {"cfg": {"scale": 4}}}})
+    with pytest.raises(HarnessError, match=r"methods\.cfg has changed(.|\n)*scale: was 3.*, now 4(.|\n)*--as(.|\n)*--replace"):
+        go(folder)
+    pd.testing.assert_frame_equal(images(folder), before)
+    go(folder, as_name="other")
+    assert Store(folder / "results" / "other").read("images")["method"].unique().tolist() == ["cfg"]
+    go(folder, replace=("cfg",))
+    after = images(folder)
+    assert not set(after.loc[after["method"] == "cfg", "sample_id"]) & set(before["sample_id"])
+    assert set(after.loc[after["method"] == "plain", "sample_id"]) <= set(before["sample_id"])
+
+
+def test_a_changed_prompt_text_under_its_old_id_is_refused(folder: Path) -> None:
+    go(folder)
+    text = (folder / "prompts.csv").read_text()
+    (folder / "prompts.csv").write_text(text.replace("thing 1", "another thing"))
+    with pytest.raises(HarnessError, match="prompt 'p1' reads 'another thing' now, but 'thing 1'"):
+        go(folder)
+
+
+def test_a_corrupt_part_costs_its_own_samples_and_nothing_else(folder: Path) -> None:
+    go(folder)
+    before = images(folder)
+    victim = next((folder / "results").rglob("images/sd/cfg/**/*.parquet"))
+    victim.write_bytes(victim.read_bytes()[:100])
+    go(folder)
+    pd.testing.assert_frame_equal(images(folder), before)
+    assert victim.with_name(victim.name + ".corrupt").exists()
+
+
+def test_a_method_from_outside_runs_in_the_table(folder: Path, weights: Path) -> None:
+    write(folder, weights, methods={"mine": {"noise": {"mine:Shrink": {"strength": 0.5}}}, "plain": {"guidance": "none"}})
+    outcome = go(folder)
+    assert outcome.failures == []
+    rows = Store(folder / "results" / "small").read("images")
+    assert json.loads(rows.loc[rows["method"] == "mine", "record"].iloc[0]) == {"strength": 0.5}
+    assert "mine" in outcome.render("markdown")
+
+
+def test_an_edited_method_from_outside_is_another_definition(folder: Path, weights: Path) -> None:
+    write(folder, weights, methods={"mine": {"noise": {"mine:Shrink": {}}}})
+    go(folder)
+    (folder / "mine.py").write_text(PLUGIN + "\n# edited\n")
+    with pytest.raises(HarnessError, match=r"methods\.mine has changed"):
+        go(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"methods": {"m": {"noise": {"nlgg": {}}}}}, ["methods.m", "unknown noise 'nlgg'", "did you mean 'nlg'"]),
+        ({"methods": {"m": {"noise": {"nlg": {"stps": 2}}}}}, ["methods.m", "no parameter 'stps'", "'steps'"]),
+        ({"methods": {"m": {"noise": {"nlg": {"steps": "many"}}}}}, ["methods.m", "'steps'", "many"]),
+        ({"methods": {"m": {"noise": {"inversion_stability": {"candidates": 0}}}}}, ["methods.m", "candidates", "0"]),
+        ({"methods": {"m": {"guidance": {"cfg": {"scale": 3, "steps": [8, 2]}}}}}, ["methods.m", "8", "2"]),
+        ({"methods": {"m": {"noise": {"best_of_n": {"candidates": 2}}}}}, ["methods.m", "needs a judge"]),
+        ({"methods": {"m": {"noise": {"best_of_n": {}}, "judge": "clipscore-shape"}}}, ["clipscore-shape", "did you mean"]),
+        ({"methods": {"m": {"noise": {"nowhere.at_all:Stage": {}}}}}, ["methods.m", "nowhere"]),
+        ({"metrics": ["fid-shapes"]}, ["metrics.fid-shapes", "unknown metric"]),
+        ({"sampler": {"name": "dimm", "steps": 2}}, ["dimm", "did you mean 'ddim'"]),
+        ({"sampler": {"name": "ddim", "steps": 0}}, ["steps"]),
+        ({"sampler": {"name": "ddim", "stps": 3}}, ["stps"]),
+        ({"models": {"sd": {"family": "stable_difusion", "weights": "x/y"}}}, ["models.sd", "did you mean 'stable_diffusion'"]),
+        ({"models": {"sd": {"family": "stable_diffusion", "weights": "./nowhere"}}}, ["models.sd", "./nowhere", "no such folder"]),
+        ({"models": {"sd": {"family": "stable_diffusion", "weights": "builtin:shape-sd"}}}, ["models.sd", "builtin:shape-sd"]),
+        ({"prompts": {"p": {"set": "drawbnch"}}}, ["prompts.p", "did you mean 'drawbench'"]),
+        ({"tables": [{"baseline": "cgf"}]}, ["tables.0.baseline", "did you mean 'cfg'"]),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_runs(
+    folder: Path, weights: Path, change: dict[str, Any], expected: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = write(folder, weights, **change)
+    monkeypatch.setattr("sys.argv", ["harness", "run", str(path), "--workers", "0", "--results", str(folder / "r")])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2
+    assert "Traceback" not in said
+    assert len(said.splitlines()) < 25
+    for part in expected:
+        assert part in said
+    assert not (folder / "r").exists()
+
+
+def test_a_resolution_that_the_model_cannot_do_is_refused(folder: Path, weights: Path) -> None:
+    write(folder, weights, models={"sd": {"family": "stable_diffusion", "weights": str(weights), "size": 30}})
+    with pytest.raises(HarnessError, match="30"):
+        go(folder)
+
+
+def test_corrupt_weights_cost_a_message(folder: Path, weights: Path, tmp_path: Path) -> None:
+    broken = tiny_stable_diffusion(tmp_path / "broken")
+    victim = next(broken.glob("unet/*.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:1000])
+    write(folder, broken)
+    with pytest.raises(HarnessError, match=r"unet.*damaged or not whole"):
+        go(folder)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders")
+def test_a_read_only_results_folder_is_a_message(folder: Path) -> None:
+    (folder / "results").mkdir(mode=0o500)
+    with pytest.raises(HarnessError, match="may not write there"):
+        go(folder)
+
+
+def test_a_results_folder_that_is_a_file_is_a_message(folder: Path) -> None:
+    (folder / "results").write_text("")
+    with pytest.raises(HarnessError, match="results"):
+        go(folder)
+
+
+def test_limit_is_a_part_of_the_whole(folder: Path) -> None:
+    go(folder, limit=2)
+    before = images(folder)
+    assert len(before) == 4
+    go(folder)
+    after = images(folder)
+    assert set(before["sample_id"]) < set(after["sample_id"])
+    assert len(after) == 8
