@@ -36,7 +36,7 @@ class Metric(ABC):
     aggregation: ClassVar[str] = "mean"  # "mean_of_groups": the unweighted mean of the categories' means
     trained: bool = True  # False marks random weights
 
-    def open(self, device: str = "cpu") -> None:
+    def open(self, device: str = "cpu") -> None:  # noqa: B027 - not every metric has weights
         """Loads what scoring needs; called once in the process that scores."""
 
     def missing(self) -> str | None:
@@ -127,9 +127,11 @@ class DistributionMetric(Metric):
         (NaN, NaN) where there are too few prompts for one.
         """
         group = prompt_groups(clusters)
+        if group.max(initial=0) < 1:
+            return float("nan"), float("nan")
         try:
             left_out = self.without(features, group, reference)
-        except ValueError:
+        except ValueError:  # too few rows are left
             return float("nan"), float("nan")
         low, high = jackknife_interval(self.distance(features, reference), left_out, confidence)
         return max(low, self.lowest), high

@@ -1,0 +1,108 @@
+"""Distances of a cell's images to ground-truth renders, in shapes-clip features: Fréchet distance and CMMD.
+
+Neither is FID or CMMD of natural images; the names say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from harness.errors import HarnessError
+from harness.frechet import frechet_distance_of, frechet_without, gaussian_mmd, mmd_without
+from harness.metrics import clip
+from harness.metrics.base import DistributionMetric, Reference
+from harness.metrics.reference import read_reference, reference_file
+from harness.weights import content_digest, is_trained, sha256_of
+
+
+@dataclass(frozen=True)
+class _ShapesCLIP(DistributionMetric):
+    """What both have in common: the features (projected embeddings, not normalised) and the reference."""
+
+    extractor: ClassVar[str] = "shapes-clip"
+    version: ClassVar[int] = 1
+
+    weights: str = "builtin:shapes-clip"
+
+    def missing(self) -> str | None:
+        """What keeps the weights or the reference from being opened."""
+        try:
+            folder = clip.locate(self.weights)
+            clip.preprocessing(folder)
+            reference_file(folder)
+        except HarnessError as error:
+            return str(error)
+        return None
+
+    def content(self) -> dict[str, Any]:
+        """The hashes of the weights' folder and of the reference."""
+        folder = clip.locate(self.weights)
+        return {
+            "weights": content_digest(folder),
+            "preprocessing": clip.preprocessing(folder),
+            "reference": sha256_of(reference_file(folder)),
+        }
+
+    @property
+    def trained(self) -> bool:  # type: ignore[override]
+        """False where the weights say that they are random."""
+        return self.missing() is not None or is_trained(clip.locate(self.weights))
+
+    def open(self, device: str = "cpu") -> None:
+        """Loads the CLIP, or finds it loaded by another metric."""
+        object.__setattr__(self, "_clip", clip.opened(clip.locate(self.weights), device))
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Projected image embeddings, float32 `[B, D]`, not normalised."""
+        if not hasattr(self, "_clip"):
+            raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
+        return np.asarray(self._clip.images(clip.stills(images, self.name)).cpu().numpy(), np.float32)
+
+    def reference(self) -> Reference:
+        """The shipped features of ground-truth renders."""
+        return read_reference(reference_file(clip.locate(self.weights)))
+
+
+@dataclass(frozen=True)
+class FrechetShapesCLIP(_ShapesCLIP):
+    """The Fréchet distance, 0 to infinity, lower is better; falls with n, so compare equal n only."""
+
+    name: ClassVar[str] = "fd-shapes-clip"
+
+    def distance(self, features: np.ndarray, reference: Reference) -> float:
+        """The distance of float32 `[N, D]` features, N at least 2."""
+        return frechet_distance_of(features, reference.mean, reference.covariance)
+
+    def without(self, features: np.ndarray, group: np.ndarray, reference: Reference) -> np.ndarray:
+        """From one pass over the moments."""
+        return frechet_without(features, group, reference.mean, reference.covariance)
+
+
+@dataclass(frozen=True)
+class CMMDShapesCLIP(_ShapesCLIP):
+    """1000 times the squared MMD (Gaussian, σ = 10) of normalised embeddings; 0 upwards, lower is better."""
+
+    name: ClassVar[str] = "cmmd-shapes-clip"
+
+    def distance(self, features: np.ndarray, reference: Reference) -> float:
+        """The distance of float32 `[N, D]` features, N at least 1."""
+        return gaussian_mmd(_unit(features), _reference_rows(reference))
+
+    def without(self, features: np.ndarray, group: np.ndarray, reference: Reference) -> np.ndarray:
+        """From one pass over the kernel."""
+        return mmd_without(_unit(features), group, _reference_rows(reference))
+
+
+def _reference_rows(reference: Reference) -> np.ndarray:
+    if reference.features is None:
+        raise ValueError("the reference holds moments only; CMMD needs its features")
+    return _unit(reference.features)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64."""
+    x = np.asarray(features, np.float64)
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))

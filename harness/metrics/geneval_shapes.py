@@ -1,0 +1,54 @@
+"""GenEval's correctness in the shapes world, judged by the detector that knows its shapes and colours."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, ClassVar
+
+import numpy as np
+
+from harness.metrics.base import SampleMetric, Scores
+from harness.metrics.clip import stills
+from harness.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class GenEvalShapes(SampleMetric):
+    """1 where the image shows what the prompt's truth demands, else 0; higher is better.
+
+    The rules are GenEval's (Ghosh et al. 2023, arXiv:2310.11513) on the detections of `harness.shapes.detector`;
+    the overall value is the unweighted mean of the tasks' shares. A row's detail holds its task as `tag`.
+    """
+
+    name: ClassVar[str] = "geneval-shapes"
+    version: ClassVar[int] = 1
+    aggregation: ClassVar[str] = "mean_of_groups"
+
+    def content(self) -> dict[str, Any]:
+        """The hash of the detector's source: it has no weights, its code is what decides."""
+        folder = files("harness.shapes")
+        sources = ("detector.py", "scene.py")
+        return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in sources}
+
+    def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
+        """Judges each still; NaN, with the reason in the detail, where the prompt carries no truth."""
+        from harness.shapes.detector import detect, judge
+
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+        values, details = np.full(len(prompts), np.nan), []
+        for i, (image, prompt) in enumerate(zip(stills(images, self.name), prompts, strict=True)):
+            if prompt.truth is None:
+                details.append({"reason": f"prompt {prompt.id!r} carries no truth to judge by"})
+                continue
+            correct, detail = judge(prompt.truth, detect(image))
+            values[i] = float(correct)
+            details.append({"tag": prompt.truth.get("tag"), **_as_dict(detail)})
+        return Scores(values, details)
+
+
+def _as_dict(detail: Any) -> dict[str, Any]:
+    return detail if isinstance(detail, dict) else {"reason": detail} if detail else {}
