@@ -192,7 +192,7 @@ def draw(caption: Caption, rng: np.random.Generator, strict: bool = False, tries
     ``strict`` redraws until the scene is allowed in training. None when no layout was found within the tries.
     """
     total = sum(g.count for g in caption.groups)
-    top = {1: RADIUS[1], 2: 13.5, 3: 11.5, 4: 10.0}[total]
+    top = {1: RADIUS[1], 2: 13.5, 3: 11.5, 4: 10.5}[total]
     for _ in range(tries):
         background = caption.background or str(rng.choice(list(BACKGROUNDS)))
         things: list[Thing] = []

@@ -26,8 +26,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "black": (15, 15, 15), "gray": (128, 128, 128)}
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-SMALL, LARGE = 8.5, 11.5  # a radius up to SMALL is "small", from LARGE on "large"; between them no size word fits
-RADIUS = (7.0, 16.0)
+SMALL, LARGE = 9.5, 12.0  # a radius up to SMALL is "small", from LARGE on "large"; between them no size word fits
+RADIUS = (8.0, 16.0)
 
 
 class Box(NamedTuple):

@@ -5,7 +5,7 @@ So the tower is supervised by what a caption *says*:
 
 - the end state, projected, must match a caption's facts (a set encoder whose object code is a *product* of its
   attributes' codes, so that it carries over to compositions that were never seen), against the other captions of the
-  batch, which come in families of the same shapes: attribute and position swaps are the hard negatives;
+  batch, which come in families of the same shapes: attribute and position swaps are the hard negatives, and each caption's own swaps are added;
 - the end state and the paddings after it (Stable Diffusion passes no mask, so the UNet sees them) must yield each noun
   phrase: shape, count, colour, size, role, each by a linear head of its own;
 
@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from harness.shapes.data import CLASSES, FIELDS, GROUPS, encode_facts, load_world
-from harness.shapes.grammar import TASKS, prompt_captions
+from harness.shapes.grammar import TASKS, Caption, Group, held_out, prompt_captions
 from harness.shapes.loop import Draws, Stage
+from harness.shapes.scene import COLOURS, RELATIONS, SHAPES
 from harness.shapes.tokenizer import LENGTH, make_tokenizer, tokenize
 
 WIDTH, PROJECTION, SLOTS = 128, 128, 4  # SLOTS: the end token and three paddings
@@ -76,6 +77,32 @@ class FactEncoder(nn.Module):
         return self.out(total)
 
 
+def swaps(facts: np.ndarray) -> np.ndarray:
+    """Two near misses of a caption: roles exchanged, colours exchanged (never into a held-out composition).
+
+    uint8 [16] to [2, 16]; where a swap changes nothing or is not allowed, the row is the caption's own.
+    """
+    rows = np.stack([facts, facts])
+    groups = facts[:-1].reshape(GROUPS, len(FIELDS))
+    if groups[1, 0] == 6 or groups[2, 0] != 6:
+        return rows
+    for row, field in zip(rows, (FIELDS.index("role"), FIELDS.index("colour")), strict=True):
+        trial = groups.copy()
+        trial[[0, 1], field] = groups[[1, 0], field]
+        names = [
+            Group(
+                SHAPES[g[0]],
+                int(g[1]) + 1,
+                list(COLOURS)[g[2]] if g[2] < 6 else None,
+                role=RELATIONS[g[4]] if g[4] < 4 else None,
+            )
+            for g in trial[:2]
+        ]
+        if not any(held_out(k) for k in Caption("mixed", tuple(names)).compositions()):
+            row[:-1] = trial.ravel()
+    return rows
+
+
 class TextTower(nn.Module):
     """The CLIP text model with its training partners."""
 
@@ -120,6 +147,7 @@ class TextStage(Stage):
             members.setdefault(k, []).append(row)
         self.families = [np.array(m) for _, m in sorted(members.items()) if len(m) >= 4]
         tag = np.array([k[0] for k, m in sorted(members.items()) if len(m) >= 4])
+        self.swapped = torch.from_numpy(np.stack([swaps(f) for f in world.facts])).long()
         share = np.array([0.08, 0.12, 0.16, 0.12, 0.26, 0.20, 0.06])  # by task, mixed last
         self.family_p = share[tag] / np.bincount(tag, minlength=7)[tag]
         self.family_p /= self.family_p.sum()
@@ -161,12 +189,18 @@ class TextStage(Stage):
         logits = logits.masked_fill(~other, -1e4)
         target = torch.arange(len(logits), device=logits.device)
         contrast = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+        near = self.swapped[rows].to(self.device)
+        real = (near != facts[:, None]).any(-1)
+        miss = (F.normalize(m.facts(near.flatten(0, 1)), dim=-1).view(len(facts), 2, -1) * text[:, None]).sum(-1)
+        margin = (text * partner).sum(-1, keepdim=True) - miss
+        swap = F.softplus(-m.temperature.exp() * (margin - 0.1))[real].sum() / real.sum().clamp(min=1)
         figures = {
             "contrast": float(contrast.detach()),
             "top1": float((logits.argmax(1) == target).float().mean()),
+            "swap": float((margin[real] > 0).float().mean()),
             "slots": float(torch.as_tensor(right).all(1).float().mean()),
         }
-        return contrast + slot_loss, figures
+        return contrast + swap + slot_loss, figures
 
     @staticmethod
     def canonical(facts: Tensor) -> Tensor:

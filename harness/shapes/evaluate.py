@@ -1,0 +1,169 @@
+"""How good the shapes models are: accuracy by task with the detector, and what the vision tower can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.shapes.detector import detect, judge
+from harness.shapes.grammar import TASKS, Caption, draw, prompt_captions
+from harness.shapes.scene import OPPOSITE, render
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
+
+WEIGHTS = Path(__file__).parent / "weights"
+REFERENCE_SEED = 77
+
+
+@torch.no_grad()
+def sample(
+    unet: Any, vae: Any, scheduler: Any, cond: Tensor, null: Tensor, noise: Tensor, scale: float, steps: int, batch: int = 40
+) -> NDArray[np.uint8]:
+    """Images uint8 [n, 64, 64, 3] by classifier-free guidance from noise [n, 4, 16, 16]; cond and null states."""
+    images = []
+    for c, x in zip(cond.split(batch), noise.split(batch), strict=True):
+        scheduler.set_timesteps(steps)
+        states = torch.cat([null.expand_as(c), c])
+        for t in scheduler.timesteps:
+            if scale == 1:
+                eps = unet(x, t, c).sample
+            else:
+                plain, told = unet(x.repeat(2, 1, 1, 1), t, states).sample.chunk(2)
+                eps = plain + scale * (told - plain)
+            x = scheduler.step(eps, t, x).prev_sample
+        y = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
+        images.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(images)
+
+
+def score(captions: Sequence[Caption], images: NDArray[np.uint8]) -> dict[str, Any]:
+    """Accuracy by task and their mean (``overall``), with n."""
+    right = [judge(c.truth(), detect(i))[0] for c, i in zip(captions, images, strict=True)]
+    tasks = {t: [r for r, c in zip(right, captions, strict=True) if c.tag == t] for t in TASKS}
+    figures: dict[str, Any] = {t: float(np.mean(r)) for t, r in tasks.items() if r}
+    return {"overall": float(np.mean(list(figures.values()))), **figures, "n": len(right)}
+
+
+def evaluate(
+    weights: str | Path = WEIGHTS / "shapes-sd",
+    scale: float = 3.0,
+    seeds: Sequence[int] = (0,),
+    steps: int = 20,
+    held_out: bool = True,
+    first: int = 240,
+    device: str = "cpu",
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Accuracy of a Stable Diffusion folder on the ``shapes`` (or, not ``held_out``, ``shapes-seen``) prompts.
+
+    Noise: one CPU generator a (prompt, seed), as in a benchmark run. Returns ``score``'s figures.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    from harness.shapes.prompts import noise_seed, set_name
+
+    pipe = StableDiffusionPipeline.from_pretrained(weights, torch_dtype=torch.float32).to(device)
+    rows = prompt_captions(held_out)[:first]
+    captions = [c for _, c in rows]
+    ids = pipe.tokenizer([c.text for c in captions] + [""], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        states = pipe.text_encoder(ids.to(device))[0]
+    images = []
+    for seed in seeds:
+        seeds64 = [noise_seed(set_name(held_out), key, seed) for key, _ in rows]
+        noise = torch.stack([torch.randn((4, 16, 16), generator=torch.Generator("cpu").manual_seed(s)) for s in seeds64])
+        images.append(
+            sample(pipe.unet, pipe.vae, pipe.scheduler, states[:-1], states[-1:], noise.to(device), scale, steps)
+        )
+        if progress:
+            progress(f"seed {seed}: {score(captions, images[-1])}")
+    return score(captions * len(seeds), np.concatenate(images))
+
+
+def scene_captions(number: int, seed: int, held: bool = True) -> tuple[list[Caption], NDArray[np.uint8]]:
+    """Captions of the prompt set in turn, with one fresh render of each: for the vision tower and the reference."""
+    rng = np.random.default_rng((REFERENCE_SEED, seed))
+    rows = [c for _, c in prompt_captions(held)]
+    captions, images = [], []
+    while len(captions) < number:
+        caption = rows[len(captions) % len(rows)]
+        scene = draw(caption, rng, tries=2000)
+        if scene is None:
+            raise RuntimeError(f"no layout found for {caption.text!r}")
+        captions.append(caption)
+        images.append(render(scene))
+    return captions, np.stack(images)
+
+
+def reference_images(n: int = 4800) -> NDArray[np.uint8]:
+    """Ground-truth renders uint8 [n, 64, 64, 3], the 240 ``shapes`` prompts in turn; always the same."""
+    return scene_captions(n, seed=0)[1]
+
+
+def near_miss(caption: Caption) -> Caption | None:
+    """The same words with the roles (position) or the colours (color_attr) of the two objects exchanged."""
+    if caption.tag == "position":
+        a, b = caption.groups
+        assert a.role
+        return replace(caption, groups=(replace(a, role=OPPOSITE[a.role]), replace(b, role=a.role)))
+    if caption.tag == "color_attr":
+        a, b = caption.groups
+        return replace(caption, groups=(replace(a, colour=b.colour), replace(b, colour=a.colour)))
+    return None
+
+
+@torch.no_grad()
+def evaluate_clip(weights: str | Path = WEIGHTS / "shapes-clip", number: int = 960) -> dict[str, Any]:
+    """What ``shapes-clip`` tells apart on held-out compositions.
+
+    ``r1_of_200``: of 200 prompts with a render each, in how many is the own caption the nearest (prompts that say the
+    same in other words, an "image of" for a "photo of", count as the own one); ``attribute_swap``, ``position_swap``:
+    how often the true caption beats the one with colours or relation exchanged.
+    """
+    from transformers import CLIPModel, CLIPProcessor
+
+    model = CLIPModel.from_pretrained(weights).float().eval()
+    processor = CLIPProcessor.from_pretrained(weights)
+    captions, images = scene_captions(number, seed=1)
+    pixels = processor.image_processor(list(images), return_tensors="pt").pixel_values
+    image = torch.cat([image_features(model, part) for part in pixels.split(120)])
+
+    def embed(texts: list[str]) -> Tensor:
+        batch = processor.tokenizer(texts, padding=True, return_tensors="pt")
+        return text_features(model, batch.input_ids, batch.attention_mask)
+
+    text = embed([c.text for c in captions[:200]])
+    hits, strict, rounds = 0.0, 0.0, number // 240
+    content = [(frozenset(c.groups), c.background) for c in captions[:200]]
+    for k in range(rounds):
+        best = (image[240 * k : 240 * k + 200] @ text.T).argmax(1).tolist()
+        hits += sum(content[b] == content[i] for i, b in enumerate(best))
+        strict += sum(b == i for i, b in enumerate(best))
+    figures: dict[str, Any] = {"r1_of_200": hits / (200 * rounds), "r1_of_200_strict": strict / (200 * rounds)}
+    for task, name in (("color_attr", "attribute_swap"), ("position", "position_swap")):
+        rows = [i for i, c in enumerate(captions) if c.tag == task]
+        true = embed([captions[i].text for i in rows])
+        false = embed([m.text for i in rows if (m := near_miss(captions[i]))])
+        figures[name] = float(((image[rows] * true).sum(1) > (image[rows] * false).sum(1)).float().mean())
+    return figures
+
+
+def image_features(model: CLIPModel, pixels: Tensor, unit: bool = True) -> Tensor:
+    """Projected image embeddings [n, 128], of unit length unless ``unit`` is false."""
+    embeds = model.visual_projection(model.vision_model(pixels).pooler_output)
+    return F.normalize(embeds, dim=-1) if unit else embeds
+
+
+def text_features(model: CLIPModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Projected text embeddings [n, 128] of unit length."""
+    embeds = model.text_projection(model.text_model(input_ids=ids, attention_mask=mask).pooler_output)
+    return F.normalize(embeds, dim=-1)
