@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
 
-GROUPS = 50  # of the delete-a-group jackknife, where there are as many prompts
+GROUPS = 50  # of the delete-a-group jackknife; below twice as many prompts each prompt is a group of its own
 
 
 @dataclass(frozen=True)
@@ -163,29 +163,36 @@ def kernel_sums(x: Array, y: Array, sigma: float, chunk: int = 1024) -> Array:
 def prompt_groups(clusters: ArrayLike, groups: int = GROUPS, seed: int = 0) -> NDArray[np.int64]:
     """A group 0 ... g-1 for every row: prompts (`clusters`, one label a row) dealt at random into equal groups.
 
-    g is `groups`, or the number of prompts where that is smaller. All rows of a prompt share its group. The
-    deal depends on the sorted labels and the seed alone, so two methods on the same prompts share it.
+    g is `groups`, or the number of prompts where that is below 2 · `groups`. All rows of a prompt share its
+    group. The deal depends on the sorted labels and the seed alone, so two methods on the same prompts share it.
     """
     names, inverse = np.unique(np.asarray(clusters), return_inverse=True)
-    deal = np.arange(len(names)) % max(min(groups, len(names)), 1)
+    deal = np.arange(len(names)) % (groups if len(names) >= 2 * groups else max(len(names), 1))
     np.random.default_rng(seed).shuffle(deal)
     return np.asarray(deal[inverse], np.int64)
 
 
-def jackknife_interval(point: float, left_out: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
+def jackknife_interval(
+    point: float, left_out: ArrayLike, sizes: ArrayLike, confidence: float = 0.95
+) -> tuple[float, float]:
     """The interval of a statistic from its values with each of g groups left out (delete-a-group jackknife).
 
-    point ± t(g - 1) · √((g - 1)/g · Σ(θ_j - mean θ)²). (NaN, NaN) with fewer than 2 groups.
+    point ± t(g - 1) · standard error, the latter from pseudo-values so that groups of unequal `sizes` (rows)
+    may stand together (Busing, Meijer & van der Leeden 1999): a Fréchet distance moves by its 1/n bias with the
+    rows left, and plain deviations took that for noise (4 to 6 times too wide at 60 prompts in 50 groups).
+    (NaN, NaN) with fewer than 2 groups.
 
     It is an interval for the statistic's *expectation at this n*: a Fréchet distance of n images lies above the
     one of infinitely many, by an amount that no interval at one n shows; so rows of different n must not be
     compared. For a statistic with a quadratic part the jackknife errs on the wide side (Efron & Stein 1981).
     """
-    values = np.asarray(left_out, np.float64)
+    values, rows = np.asarray(left_out, np.float64), np.asarray(sizes, np.float64)
     g = len(values)
     if g < 2:
         return float("nan"), float("nan")
-    error = np.sqrt((g - 1) / g * ((values - values.mean()) ** 2).sum())
+    share = rows.sum() / rows
+    pseudo = share * point - (share - 1) * values
+    error = np.sqrt((((pseudo - pseudo.mean()) ** 2) / (share - 1)).sum() / g)
     half = float(stdtrit(g - 1, 0.5 + confidence / 2) * error)
     return point - half, point + half
 
@@ -217,7 +224,8 @@ def frechet_interval(
     if group.max(initial=0) < 1:
         return float("nan"), float("nan")
     point = frechet_distance_of(features, mean, covariance)
-    low, high = jackknife_interval(point, frechet_without(features, group, mean, covariance), confidence)
+    without = frechet_without(features, group, mean, covariance)
+    low, high = jackknife_interval(point, without, np.bincount(group), confidence)
     return max(low, 0.0), high
 
 
@@ -254,9 +262,10 @@ def jackknife_difference(
     """
     if set(np.unique(np.asarray(first[1]))) != set(np.unique(np.asarray(second[1]))):
         raise ValueError("a paired difference needs the same prompts on both sides")
-    point1, without1 = statistic(first[0], prompt_groups(first[1], groups))
+    group = prompt_groups(first[1], groups)
+    point1, without1 = statistic(first[0], group)
     point2, without2 = statistic(second[0], prompt_groups(second[1], groups))
-    low, high = jackknife_interval(point1 - point2, without1 - without2, confidence)
+    low, high = jackknife_interval(point1 - point2, without1 - without2, np.bincount(group), confidence)
     return point1 - point2, low, high
 
 

@@ -74,8 +74,9 @@ def _strata(values: ArrayLike, clusters: ArrayLike, groups: ArrayLike | None) ->
         chosen = labels == k
         local, _ = pd.factorize(ids[chosen])
         part = x[chosen]
+        sums = np.asarray(np.bincount(local, part), np.float64)
         counts = np.asarray(np.bincount(local), np.float64)
-        result.append(_Stratum(np.bincount(local, part), counts, bool(np.isin(part, (0.0, 1.0)).all())))
+        result.append(_Stratum(sums, counts, bool(np.isin(part, (0.0, 1.0)).all())))
     return result
 
 

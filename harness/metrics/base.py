@@ -133,5 +133,5 @@ class DistributionMetric(Metric):
             left_out = self.without(features, group, reference)
         except ValueError:  # too few rows are left
             return float("nan"), float("nan")
-        low, high = jackknife_interval(self.distance(features, reference), left_out, confidence)
+        low, high = jackknife_interval(self.distance(features, reference), left_out, np.bincount(group), confidence)
         return max(low, self.lowest), high

@@ -73,13 +73,14 @@ class Clip:
         equal to `pixels` where no resize is needed.
         """
         config = self.processor.image_processor
-        x = images.permute(0, 3, 1, 2).to(self.device, torch.float32)
+        x: Tensor = images.permute(0, 3, 1, 2).to(self.device, torch.float32)
         if config.do_resize:
             size = dict(config.size)
             height, width = x.shape[-2:]
             if "shortest_edge" in size:  # the longer side is cut off towards zero, as torchvision does
                 short = size["shortest_edge"]
-                target = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+                long = int(short * max(height, width) / min(height, width))
+                target = (short, long) if height <= width else (long, short)
             else:
                 target = (size["height"], size["width"])
             if target != (height, width):
@@ -92,7 +93,8 @@ class Clip:
                 raise ValueError(f"images of {tuple(x.shape[-2:])} pixels are smaller than the crop {crop}")
             x = x[..., top : top + crop["height"], left : left + crop["width"]]
         if config.do_normalize:
-            mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (config.image_mean, config.image_std))
+            mean = torch.tensor(config.image_mean, device=x.device)[:, None, None]
+            std = torch.tensor(config.image_std, device=x.device)[:, None, None]
             x = (x - mean) / std
         return x
 
@@ -123,7 +125,8 @@ def preprocessing(folder: Path) -> dict[str, Any]:
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Row-wise cosine in float64, -1 to 1; 0 where a row is zero."""
     a, b = a.double(), b.double()
-    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp_min(1e-12)
+    lengths: Tensor = a.norm(dim=-1) * b.norm(dim=-1)
+    return (a * b).sum(-1).div(lengths.clamp_min(1e-12))
 
 
 def stills(images: Any, metric: str) -> Any:

@@ -39,7 +39,8 @@ class GenEvalShapes(SampleMetric):
 
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
-        values, details = np.full(len(prompts), np.nan), []
+        values = np.full(len(prompts), np.nan)
+        details: list[dict[str, Any]] = []
         for i, (image, prompt) in enumerate(zip(stills(images, self.name), prompts, strict=True)):
             if prompt.truth is None:
                 details.append({"reason": f"prompt {prompt.id!r} carries no truth to judge by"})

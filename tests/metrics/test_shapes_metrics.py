@@ -220,7 +220,7 @@ LEFT = _want(STAR, {**CIRCLE, "position": ["left of", 0]})
     # only the count most confident are looked at: a second circle of the right colour does not save the first
     (_want({**CIRCLE, "color": "red"}), [_see("circle", "blue"), _see("circle", "red")], False),
     (_want({**CIRCLE, "color": "red"}), [_see("circle", "red"), _see("circle", "blue")], True),
-    (_want({**CIRCLE, "color": "red"}, {**STAR, "color": "blue"}), [_see("circle", "blue"), _see("star", "red")], False),
+    (_want({**CIRCLE, "color": "red"}, STAR), [_see("circle", "blue"), _see("star", "red")], False),
     (LEFT, [_see("circle", "red", x=12), _see("star", "red", x=50)], True),
     (LEFT, [_see("circle", "red", x=50), _see("star", "red", x=12)], False),
     (LEFT, [_see("circle", "red", x=32), _see("star", "red", x=32)], False),  # no offset: no relation

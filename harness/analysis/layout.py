@@ -1,0 +1,289 @@
+"""Table records laid out as a table: rows, columns, what is best, and every footnote. Formats are in render.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from harness.analysis.records import MetricInfo, Record
+
+LABELS = ("model", "prompts", "method")
+
+
+class Spec(Protocol):
+    """A table of the benchmark file (`harness.benchmark.TableSpec` is one)."""
+
+    @property
+    def rows(self) -> Sequence[str]: ...
+    @property
+    def columns(self) -> str | Sequence[str]: ...
+    @property
+    def baseline(self) -> str | None: ...
+    @property
+    def groups(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """Rows are told apart by `rows`; `columns` are metric labels in order, or all of them."""
+
+    rows: Sequence[str] = ("prompts", "method")
+    columns: str | Sequence[str] = "metrics"
+    baseline: str | None = None
+    groups: bool = False
+
+
+@dataclass
+class Cell:
+    """A cell: its text, the numbers behind it (by suffix; "" is the value itself), its rank and its footnotes."""
+
+    text: str
+    raw: dict[str, float | int | None] = field(default_factory=dict)
+    rank: int = 0  # 1 best, 2 second, 0 neither
+    marks: list[int] = field(default_factory=list)  # places in Table.notes
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; `direction` is 1 where higher is better, -1 where lower is, 0 where neither."""
+
+    key: str
+    direction: int = 0
+
+
+@dataclass
+class Table:
+    """A laid-out table. `rows` are (labels, cells)."""
+
+    labels: list[str]
+    columns: list[Column]
+    rows: list[tuple[list[str], list[Cell]]]
+    caption: str
+    notes: list[str] = field(default_factory=list)
+    title: str = ""
+
+    def note(self, text: str) -> int:
+        """The place of a footnote, which is added where it is new."""
+        if text not in self.notes:
+            self.notes.append(text)
+        return self.notes.index(text)
+
+
+def lay_out(
+    records: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo],
+    judges: Mapping[str, str] | None = None, *, ci: bool = False,
+) -> Table:
+    """The table of overall values: a row a cell, a column a metric, then n, NFE and seconds per image."""
+    chosen = list(metrics) if isinstance(spec.columns, str) else list(spec.columns)
+    columns = {label: (label, _direction(metrics[label])) for label in chosen}
+    mine = [r for r in records if r["group"] is None and r["metric"] in columns]
+    heads = [Column(*column) for column in columns.values()]
+    table = _grid(mine, spec, heads, "metric", metrics=metrics, judges=judges or {}, ci=ci)
+    for label in chosen:
+        sizes = {r["n"] for r in mine if r["metric"] == label and r["value"] is not None}
+        if metrics[label].kind == "distribution" and len(sizes) > 1:
+            table.note(f"{label} depends on n: rows of different n must not be compared")
+    return table
+
+
+def lay_out_groups(
+    records: Sequence[Record], spec: Spec, label: str, metrics: Mapping[str, MetricInfo],
+    judges: Mapping[str, str] | None = None, *, ci: bool = False,
+) -> Table:
+    """One metric by category: a row a cell, a column a category."""
+    mine = [r for r in records if r["metric"] == label and r["group"] is not None]
+    names = list(dict.fromkeys(r["group"] for r in mine))
+    columns = [Column(name, _direction(metrics[label])) for name in names]
+    table = _grid(mine, spec, columns, "group", metrics=metrics, judges=judges or {}, ci=ci)
+    table.title = f"{label} by category"
+    return table
+
+
+def lay_out_differences(found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], title: str) -> Table:
+    """Paired differences to a baseline: for each metric the difference with its interval, and Holm's p."""
+    names = list(dict.fromkeys((r["metric"], r["group"]) for r in found))
+    columns = []
+    for metric, group in names:
+        head = metric if group is None else f"{metric}: {group}"
+        columns += [Column(head, _direction(metrics[metric])), Column("p")]
+    labels, keys = _row_keys(found, spec)
+    table = Table(labels, [*columns, Column("pairs"), Column("NFE ×")], [], "", title=title)
+    digits = {name: decimals([r["value"] for r in found if (r["metric"], r["group"]) == name]) for name in names}
+    for key in keys:
+        mine = {(r["metric"], r["group"]): r for r in found if _key(r, labels) == key}
+        cells: list[Cell] = []
+        for name in names:
+            record = mine.get(name)
+            if record is None:
+                cells += [Cell("–"), Cell("–")]
+                continue
+            d = digits[name]
+            text = fixed(record["value"], d, sign=True) + interval(record, d, sign=True)
+            raw = {"": record["value"], "low": record["low"], "high": record["high"]}
+            p = record["p_holm"]
+            cells += [Cell(text, raw, 1 if p < 0.05 else 0), Cell(p_value(p), {"": p})]
+        one = next(iter(mine.values()))
+        ratio = one["nfe"] / one["baseline_nfe"] if one["nfe"] and one["baseline_nfe"] else None
+        cells += [Cell(str(one["n"]), {"": one["n"]}), Cell(fixed(ratio, 2), {"": ratio})]
+        table.rows.append((list(key), cells))
+    table.caption = (
+        "Differences paired by prompt and seed, 95 % intervals (prompts resampled); p from sign flips of prompts, "
+        "Holm-adjusted over the methods of a metric; bold: p < 0.05."
+    )
+    return table
+
+
+# ------------------------------------------------------------------------------------------------------ details
+
+
+def _grid(
+    mine: Sequence[Record], spec: Spec, columns: list[Column], by: str,
+    *, metrics: Mapping[str, MetricInfo], judges: Mapping[str, str], ci: bool,
+) -> Table:
+    labels, keys = _row_keys(mine, spec)
+    table = Table(labels, [*columns, Column("n"), Column("NFE"), Column("s/image")], [], "")
+    digits = {c.key: decimals([r["value"] for r in mine if r[by] == c.key]) for c in columns}
+    sizes = []
+    for key in keys:
+        row = {r[by]: r for r in mine if _key(r, labels) == key}
+        n = max((r["n"] for r in row.values()), default=0)
+        sizes.append(n)
+        cells = [
+            _value_cell(table, row.get(c.key), digits[c.key], n if by == "metric" else None, judges=judges, ci=ci)
+            for c in columns
+        ]
+        costs = list(row.values())
+        if by == "group":
+            n = sum(r["n"] for r in costs)
+            sizes[-1] = n
+        count = Cell(str(n), {"": n})
+        _count_notes(table, count, costs)
+        nfe, seconds = (_weighted(costs, name, by == "group") for name in ("nfe", "seconds"))
+        cells += [count, Cell(_nfe(nfe), {"": nfe}), Cell(_seconds(seconds), {"": seconds})]
+        table.rows.append((list(key), cells))
+    _rank(table, mine, labels, keys, columns=columns, by=by)
+    table.caption = _caption(sizes, ci, any(metrics[r["metric"]].kind == "distribution" for r in mine))
+    return table
+
+
+def _value_cell(
+    table: Table, record: Record | None, digits: int, n: int | None, *, judges: Mapping[str, str], ci: bool
+) -> Cell:
+    if record is None:
+        return Cell("–", {"": None, "low": None, "high": None, "n": 0})
+    raw = {"": record["value"], "low": record["low"], "high": record["high"], "n": record["n"]}
+    if record["value"] is None:
+        return Cell("–", raw, marks=[table.note(f"{record['metric']}: {record['reason'] or 'no value'}")])
+    cell = Cell(fixed(record["value"], digits) + (interval(record, digits) if ci else ""), raw)
+    if n is not None and record["n"] != n:
+        cell.text += f" (n={record['n']})"
+    if judges.get(record["method"]) == record["metric"]:
+        text = f"{record['method']} chooses by {record['metric']} itself: no independent evidence there"
+        cell.marks.append(table.note(text))
+    if not record["trained"]:
+        cell.marks.append(table.note("random weights: this number says nothing about a trained model"))
+    return cell
+
+
+def _count_notes(table: Table, cell: Cell, row: Sequence[Record]) -> None:
+    """Says how many rows have no value, and why, once for each reason."""
+    lacking: dict[str, int] = {}
+    for record in row:
+        if record["failed"] and record["value"] is not None:
+            reason = record["reason"] or "not scored"
+            lacking[reason] = max(lacking.get(reason, 0), record["failed"])
+    for reason, failed in lacking.items():
+        cell.marks.append(table.note(f"{failed} further image{'s' * (failed > 1)} without a value: {reason}"))
+
+
+def _rank(
+    table: Table, mine: Sequence[Record], labels: list[str], keys: list[tuple[str, ...]], *,
+    columns: list[Column], by: str,
+) -> None:
+    """Marks best and second of each column among the methods of one model and prompt set; ties share a rank."""
+    for place, column in enumerate(columns):
+        blocks: dict[tuple[str, str], dict[int, float]] = {}
+        for record in mine:
+            if record[by] == column.key and record["value"] is not None and column.direction:
+                block = blocks.setdefault((record["model"], record["prompts"]), {})
+                block[keys.index(_key(record, labels))] = column.direction * record["value"]
+        for block in blocks.values():
+            order = sorted(set(block.values()), reverse=True)[:2] if len(block) > 1 else []
+            for row, value in block.items():
+                if value in order:
+                    table.rows[row][1][place].rank = order.index(value) + 1
+
+
+def _row_keys(mine: Sequence[Record], spec: Spec) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The label columns (those asked for, and any other that tells two cells apart) and the rows in order."""
+    wanted = list(spec.rows) or ["method"]
+    extra = [k for k in LABELS if k not in wanted and len({r[k] for r in mine}) > 1]
+    labels = [*extra, *wanted]
+    return labels, list(dict.fromkeys(_key(r, labels) for r in mine))
+
+
+def _key(record: Record, labels: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(record[label]) for label in labels)
+
+
+def _direction(info: MetricInfo) -> int:
+    return 1 if info.higher_is_better else -1
+
+
+def _weighted(row: Sequence[Record], name: str, by_group: bool) -> float | None:
+    """A cell's cost: the same in all its records, or the mean over its categories' rows."""
+    known = [(r[name], r["n"] if by_group else 1) for r in row if r[name] is not None]
+    weight = sum(w for _, w in known)
+    return sum(v * w for v, w in known) / weight if weight else None
+
+
+def _caption(sizes: Sequence[int], ci: bool, distribution: bool) -> str:
+    low, high = min(sizes, default=0), max(sizes, default=0)
+    text = f"n = {low} images a row" if low == high else f"n = {low} to {high} images a row"
+    text += "; NFE: denoiser evaluations an image; s/image: seconds to generate one"
+    if ci:
+        text += "; [95 % interval], prompts resampled"
+        if distribution:
+            text += " (distribution metrics: prompts left out by jackknife, which shows no bias of small n)"
+    return text + "."
+
+
+def decimals(values: Sequence[float | None]) -> int:
+    """How many decimals a column shows, from its largest value."""
+    top = max((abs(v) for v in values if v is not None), default=0.0)
+    return 1 if top >= 100 else 2 if top >= 10 else 3 if top >= 0.1 else 4
+
+
+def fixed(value: float | None, digits: int, sign: bool = False) -> str:
+    """A number with fixed decimals, never "-0.000"; a dash for None."""
+    if value is None:
+        return "–"
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text.replace("-", "").replace("+", "") if float(text) == 0 else text
+
+
+def interval(record: Record, digits: int, sign: bool = False) -> str:
+    """" [low, high]", or " [–]" where there is none."""
+    if record["low"] is None or record["high"] is None:
+        return " [–]"
+    return f" [{fixed(record['low'], digits, sign)}, {fixed(record['high'], digits, sign)}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with two digits, or "<0.001"."""
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _nfe(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"

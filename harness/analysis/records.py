@@ -1,0 +1,209 @@
+"""From sample rows and scores to table records: a dict a (cell, metric, group), as INTERFACES.md fixes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.analysis import stats
+
+CELL = ["model", "method", "prompts"]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What tables need to know of a metric; `missing` is why it could not be computed here, or None."""
+
+    name: str
+    digest: str
+    kind: str = "sample"
+    higher_is_better: bool = True
+    aggregation: str = "mean"
+    trained: bool = True
+    missing: str | None = None
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the overall value is the unweighted mean of the categories' means."""
+        return self.aggregation == "mean_of_groups"
+
+
+def records(
+    images: pd.DataFrame,
+    scores: pd.DataFrame,
+    distribution: Iterable[Mapping[str, Any]],
+    metrics: Mapping[str, MetricInfo],
+    trained: Mapping[str, bool] | None = None,
+) -> list[Record]:
+    """The table records of a run: every cell with every metric, and per category where a metric asks for it.
+
+    Args:
+        images: sample rows with model, method, prompts, prompt_id, category, seed, nfe, flops, seconds, error,
+            sample_id.
+        scores: sample_id, metric, metric_digest, value, error; rows of another digest than the metric's count
+            for nothing.
+        distribution: values of whole cells: model, method, prompts, metric, value, low, high, n, and `error`
+            (why there is none).
+        metrics: by label, in the order of the table.
+        trained: by model label; False marks random weights.
+
+    Besides the agreed keys a record holds `failed` (rows of the cell without a value) and `reason` (why there
+    is no value, or why rows failed; None where all is well). Values that do not exist are None, never NaN.
+    """
+    images = images.drop_duplicates("sample_id")  # frames of one clip are one sample
+    whole = {(*(d[key] for key in CELL), d["metric"]): d for d in distribution}
+    valued = _by_label(scores, metrics)
+    found: list[Record] = []
+    for place, cell in images.groupby(CELL, sort=False):
+        for label, info in metrics.items():
+            model = (trained or {}).get(str(place[0]), True)
+            base = dict(zip(CELL, place, strict=True)) | {"group": None, "metric": label, "metric_digest": info.digest}
+            tail = {"trained": bool(model and info.trained)}
+            if info.missing is not None:
+                found.append(base | _nothing(len(cell), info.missing) | _cost(cell) | tail)
+            elif info.kind == "distribution":
+                found.append(base | _of_cell(whole.get((*place, label)), cell) | _cost(cell) | tail)
+            else:
+                rows = cell.merge(valued[label], on="sample_id", how="left")
+                found.append(base | _of_rows(rows, info.grouped) | _cost(cell) | tail)
+                if info.grouped and rows["category"].notna().any():
+                    found += [
+                        base | {"group": str(name)} | _of_rows(part, False) | _cost(part) | tail
+                        for name, part in rows.groupby("category", sort=False)
+                    ]
+    return found
+
+
+def scored_rows(images: pd.DataFrame, scores: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> pd.DataFrame:
+    """Every finite score beside its sample: model, method, prompts, prompt_id, category, seed, nfe, seconds,
+    metric, value."""
+    keep = [*CELL, "prompt_id", "category", "seed", "nfe", "seconds"]
+    samples = images.drop_duplicates("sample_id")[["sample_id", *keep]]
+    parts = [
+        samples.merge(part.loc[part["why"].isna()], on="sample_id").assign(metric=label)
+        for label, part in _by_label(scores, metrics).items()
+        if metrics[label].kind == "sample"
+    ]
+    columns = [*keep, "metric", "value"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def differences(
+    rows: pd.DataFrame,
+    baseline: str,
+    metrics: Mapping[str, MetricInfo],
+    *,
+    groups: bool = False,
+    methods: Sequence[str] | None = None,
+) -> list[Record]:
+    """Every method minus `baseline`, paired by (prompt, seed), on the rows of `scored_rows`.
+
+    A record holds model, method, prompts, group, metric, baseline, value (method - baseline), low, high, n
+    (pairs), clusters (prompts), p (sign flips of prompts), p_holm, nfe, baseline_nfe. Holm's family is all
+    methods on one metric of one (model, prompts); with `groups`, all methods × categories likewise.
+    """
+    found: list[Record] = []
+    for (model, prompts, label), part in rows.groupby(["model", "prompts", "metric"], sort=False):
+        base = part[part["method"] == baseline]
+        if base.empty or label not in metrics:
+            continue
+        overall: list[Record] = []
+        by_group: list[Record] = []
+        for method, mine in part.groupby("method", sort=False):
+            if method == baseline or (methods is not None and method not in methods):
+                continue
+            pairs = mine.merge(base, on=["prompt_id", "seed"], suffixes=("", "_base"))
+            if pairs.empty:
+                continue
+            head = {"model": model, "method": method, "prompts": prompts, "metric": label, "baseline": baseline}
+            grouped = metrics[str(label)].grouped and bool(pairs["category"].notna().any())
+            overall.append(head | {"group": None} | _difference(pairs, grouped))
+            if groups and grouped:
+                by_group += [
+                    head | {"group": str(name)} | _difference(some, False)
+                    for name, some in pairs.groupby("category", sort=False)
+                ]
+        for family in (overall, by_group):
+            for record, p in zip(family, stats.holm([r["p"] for r in family]), strict=True):
+                record["p_holm"] = float(p)
+            found += family
+    return found
+
+
+def _difference(pairs: pd.DataFrame, grouped: bool) -> Record:
+    delta = pairs["value"].to_numpy(float) - pairs["value_base"].to_numpy(float)
+    found = stats.paired_difference(delta, pairs["prompt_id"], pairs["category"] if grouped else None)
+    return _interval(found) | {
+        "clusters": found.clusters, "p": found.p,
+        "nfe": number(pairs["nfe"].mean()), "baseline_nfe": number(pairs["nfe_base"].mean()),
+    }
+
+
+def _by_label(scores: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> dict[str, pd.DataFrame]:
+    """For each sample metric its rows: sample_id, value, and `why` there is no value (None where there is)."""
+    found = {}
+    for label, info in metrics.items():
+        mine = scores[(scores["metric"] == label) & (scores["metric_digest"] == info.digest)]
+        mine = mine.drop_duplicates("sample_id", keep="last")
+        finite = np.isfinite(pd.to_numeric(mine["value"], errors="coerce").astype(float))
+        said = mine["error"] if "error" in mine else pd.Series(None, mine.index, dtype=object)
+        why = said.astype(object).where(said.notna(), None)
+        why = why.mask(why.isna() & ~finite, "no value")
+        found[label] = pd.DataFrame({"sample_id": mine["sample_id"], "value": mine["value"].astype(float), "why": why})
+    return found
+
+
+def _of_rows(rows: pd.DataFrame, grouped: bool) -> Record:
+    """The value of a cell's (or category's) rows; those without one are counted and their reason kept."""
+    good = rows["value"].notna() & rows["why"].isna() & rows["error"].isna()
+    mine = rows[good]
+    if grouped and mine["category"].notna().any():
+        found = stats.mean_of_groups_interval(mine["value"], mine["category"], mine["prompt_id"])
+    else:
+        found = stats.mean_interval(mine["value"], mine["prompt_id"])
+    bad = rows[~good]
+    reason = None
+    if len(bad):
+        why = bad["error"].where(bad["error"].notna(), bad["why"]).fillna("not scored")
+        reason = str(why.mode().iloc[0])
+    return _interval(found) | {"failed": len(bad), "reason": reason}
+
+
+def _of_cell(value: Mapping[str, Any] | None, cell: pd.DataFrame) -> Record:
+    if value is None:
+        return _nothing(len(cell), "not computed")
+    n = int(value.get("n") or 0)
+    lacking = max(len(cell) - n, 0)
+    errors = cell["error"].dropna()
+    reason = value.get("error") or (str(errors.mode().iloc[0]) if lacking and len(errors) else None)
+    ends = {key: number(value.get(key)) for key in ("value", "low", "high")}
+    if ends["value"] is None and reason is None:
+        reason = "no value"
+    return ends | {"n": n, "failed": lacking, "reason": reason}
+
+
+def _nothing(rows: int, reason: str) -> Record:
+    return {"value": None, "low": None, "high": None, "n": 0, "failed": rows, "reason": reason}
+
+
+def _interval(found: stats.Interval) -> Record:
+    return {"value": number(found.value), "low": number(found.low), "high": number(found.high), "n": found.n}
+
+
+def _cost(rows: pd.DataFrame) -> Record:
+    """Means over the images that there are."""
+    made = rows[rows["error"].isna()]
+    return {key: number(made[key].mean()) if key in made else None for key in ("nfe", "flops", "seconds")}
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None: JSON has no NaN."""
+    if value is None:
+        return None
+    return float(value) if math.isfinite(float(value)) else None
