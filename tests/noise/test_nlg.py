@@ -1,0 +1,122 @@
+"""Closed forms of specs/methods/nlg.md, sections 2 and 9, on a model whose epsilon is known."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from harness.diffusion.base import Sampler
+from harness.guidance.cfg import CFG
+from harness.guidance.none import NoGuidance
+from harness.method import Method, Result
+from harness.noise.gaussian import Gaussian
+from harness.noise.nlg import NLG
+from tests.toy import Toy, numbers
+
+BARE = NLG(steps=4, step_size=0.5, clip_threshold=None, normalise=False, noise_variance=0)
+D = 4 * 8 * 8
+
+
+def refined(stage: NLG, toy: Toy | None = None, sampler: Sampler | None = None) -> Result:
+    toy = toy or Toy(lambda x, t, n: n)
+    return Method(stage, NoGuidance(), sampler or Sampler("ddim", 5))(toy, numbers(0.5, 2.0))
+
+
+def plain() -> Tensor:
+    return Method(Gaussian())(Toy(lambda x, t, n: n), numbers(0.5, 2.0)).initial_noise
+
+
+@pytest.mark.parametrize("native", ["epsilon", "v_prediction"])
+def test_a_constant_difference_moves_the_noise_along_a_line(native: str) -> None:
+    result = refined(BARE, Toy(lambda x, t, n: n, native))  # eps_c - eps_u = 0.5 and 2
+    moved = plain() - 4 * 0.5 * torch.tensor([0.5, 2.0]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(result.initial_noise, moved, atol=1e-4, rtol=1e-4)
+    for record, difference in zip(result.records, (0.5, 2.0), strict=True):
+        assert record["norms"] == pytest.approx([difference * math.sqrt(D)] * 4, rel=1e-3)
+
+
+def test_v_prediction_full_conversion_is_alpha_times_the_difference_of_v() -> None:
+    toy = Toy(lambda x, t, n: torch.tanh(x) * n, "v_prediction")
+    alpha, sigma = toy.alpha_sigma(999)
+    assert (alpha, sigma) == (pytest.approx(0.068265, abs=1e-6), pytest.approx(0.997667, abs=1e-6))
+    conditioning = toy.encode(numbers(0.5, 2.0))
+    n = plain()
+    v_c, v_u = toy.predict(n, 999, conditioning), toy.predict(n, 999, conditioning.unconditional)
+    result = refined(replace(BARE, steps=1), toy)
+    torch.testing.assert_close(result.initial_noise, n - 0.5 * alpha * (v_c - v_u), atol=1e-5, rtol=1e-4)
+
+
+def test_no_steps_or_equal_predictions_change_nothing() -> None:
+    assert torch.equal(refined(NLG(steps=0)).initial_noise, plain())
+    same = Toy(lambda x, t, n: x * 0.3)
+    assert torch.equal(refined(replace(BARE, clip_threshold=0.5), same).initial_noise, plain())
+
+
+def test_normalising_keeps_the_radius() -> None:
+    result = refined(NLG())
+    norms = result.initial_noise.flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, torch.full((2,), math.sqrt(D)), rtol=1e-5, atol=0)
+    assert not torch.equal(result.initial_noise, plain())
+    assert all(len(record["norms"]) == 20 for record in result.records)
+
+
+def test_clipping_bounds_a_step_row_by_row() -> None:
+    result = refined(replace(BARE, steps=1, clip_threshold=10.0))
+    lengths = (result.initial_noise - plain()).flatten(1).norm(dim=1)
+    expected = 0.5 * torch.tensor([0.5 * math.sqrt(D), 10.0])  # the first row's norm 8 is below the threshold
+    torch.testing.assert_close(lengths, expected, rtol=1e-4, atol=0)
+    assert result.records[1]["norms"][0] == pytest.approx(2 * math.sqrt(D), rel=1e-4)  # recorded before clipping
+
+
+def test_the_formula_does_not_cancel_the_shared_part() -> None:
+    toy = Toy(lambda x, t, n: n + 1)
+    result = refined(replace(BARE, steps=1, formula=True, gamma=3.0), toy)
+    direction = 3 * (torch.tensor([0.5, 2.0]) + 1) + (1 - 3) * 1
+    torch.testing.assert_close(
+        result.initial_noise, plain() - 0.5 * direction.view(-1, 1, 1, 1), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_boundary() -> None:
+    result = refined(replace(BARE, boundary=True))
+    assert result.initial_noise.abs().max() == 3.0
+
+
+def test_fresh_noise_walks_at_random_and_repeated_noise_straight_on() -> None:
+    still = Toy(lambda x, t, n: torch.zeros_like(x))
+    stage = replace(BARE, steps=20, noise_variance=0.01)
+    fresh = refined(stage, still).initial_noise - plain()
+    repeated = refined(replace(stage, variant="published"), still).initial_noise - plain()
+    once = refined(replace(stage, steps=1), still).initial_noise - plain()
+    torch.testing.assert_close(repeated, 20 * once, atol=1e-4, rtol=1e-3)
+    assert fresh.std().item() == pytest.approx(0.1 * math.sqrt(20), rel=0.1)
+    assert repeated.std().item() == pytest.approx(0.1 * 20, rel=0.1)
+
+
+def test_the_walk_is_at_the_first_timestep_of_the_samplers_grid() -> None:
+    seen: set[float] = set()
+
+    def epsilon(x: Tensor, t: float, n: Tensor) -> Tensor:
+        seen.add(t)
+        return n
+
+    toy = Toy(epsilon)
+    steps = len(toy.schedule(Sampler("dpmsolver++", 1)).evaluations)
+    refined(NLG(steps=3), toy, Sampler("dpmsolver++", steps))
+    assert seen == {999.0}
+
+
+@pytest.mark.parametrize(("guidance", "each"), [(NoGuidance(), 1), (CFG(7.5), 2)])
+def test_cost(guidance: NoGuidance | CFG, each: int) -> None:
+    result = Method(NLG(steps=20), guidance, Sampler("ddim", 20))(Toy(lambda x, t, n: n), numbers(1, 2))
+    np.testing.assert_array_equal(result.nfe, [2 * 20 + each * 20] * 2)  # README's example: 60; with CFG 80
+    np.testing.assert_array_equal(result.flops, result.nfe * 10.0)
+
+
+@pytest.mark.parametrize("settings", [{"steps": -1}, {"clip_threshold": 0}, {"noise_variance": -1}])
+def test_settings_that_make_no_sense(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        NLG(**settings)  # type: ignore[arg-type]
