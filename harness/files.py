@@ -17,6 +17,7 @@ REASONS = {
     errno.EROFS: "the file system is read-only: give another folder with --results",
     errno.EACCES: "this user may not write there: change the permissions or give another folder with --results",
     errno.EPERM: "this user may not write there: change the permissions or give another folder with --results",
+    errno.EEXIST: "a part of the path is a file, not a folder: move it away or give another folder with --results",
     errno.ENOTDIR: "a part of the path is a file, not a folder: move it away or give another folder with --results",
     errno.EISDIR: "a folder has the name of this file: move it away or give another folder with --results",
     errno.ENAMETOOLONG: "the path is too long for this file system: use shorter labels or another --results",

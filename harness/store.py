@@ -3,7 +3,7 @@
     results/runs/<name>/
       benchmark.yaml  environment.json  log.jsonl  tables/  report/
       images/<model>/<method>/<prompts>/<seed>-<first>-<last>.parquet
-      scores/<metric>/<model>/<method>/<prompts>/...      features/<extractor>/<model>/...
+      scores/<metric>/<model>/<method>/<prompts>/...      features/<shelf>/<model>/...
 
 A part file appears under its final name complete or not at all, and writing it twice is harmless. pandas,
 DuckDB and `datasets` read the parts without this project.
@@ -46,7 +46,10 @@ from harness.units import Part
 __all__ = ["DETERMINISTIC", "MEASURED", "NO_IMAGE", "Store", "StoreError", "check_label"]
 
 Stage = Literal["images", "scores", "features"]
-STAGES: tuple[Stage, ...] = ("images", "scores", "features")
+# What tells rows of a cell apart.
+KEYS: dict[Stage, list[str]] = {
+    "images": ["sample_id", "frame"], "scores": ["sample_id", "metric_digest"], "features": ["sample_id"],
+}
 
 NO_IMAGE = "no image"  # the error of a score row whose sample could not be made
 COMPACT_BYTES = 128 * 2**20
@@ -77,10 +80,12 @@ class Store:
     # ---- paths ----
 
     def path(self, stage: Stage, part: Part, of: str | None = None) -> Path:
-        """The part's file. `of` is the metric's label (scores) or the extractor (features)."""
+        """The part's file. `of` is the metric's label (scores) or the shelf (features)."""
         folder = self._folder(stage, of)
         for kind, label in (("model", part.model), ("method", part.method), ("prompt set", part.prompts)):
             folder = folder / check_label(kind, label)
+        if not re.fullmatch(r"[A-Za-z0-9-][A-Za-z0-9._+-]*", part.name):
+            raise HarnessError(f"part {part.name!r} cannot name a file")
         return folder / f"{part.name}.parquet"
 
     def _folder(self, stage: Stage, of: str | None) -> Path:
@@ -101,7 +106,7 @@ class Store:
                         yield Part(model_folder.name, method_folder.name, prompts_folder.name, name)
 
     def kept(self, stage: Literal["scores", "features"]) -> list[str]:
-        """The metrics (or extractors) that have parts."""
+        """The metrics (or shelves of features) that have parts."""
         return [folder.name for folder in _folders(self.root / stage, None)]
 
     # ---- writing ----
@@ -145,10 +150,10 @@ class Store:
             )
         return self._write(self.path("scores", part, metric), pa.Table.from_pylist(table_rows, SCORES))
 
-    def write_features(self, extractor: str, part: Part, sample_ids: Sequence[str], features: np.ndarray) -> Path:
+    def write_features(self, shelf: str, part: Part, sample_ids: Sequence[str], features: np.ndarray) -> Path:
         """Writes one feature vector a sample, float32 `[N, D]`."""
         table = feature_table(sample_ids, features)
-        return self._write(self.path("features", part, extractor), table)
+        return self._write(self.path("features", part, shelf), table)
 
     def _write(self, path: Path, table: pa.Table) -> Path:
         # Rows of other samples under the same name (a retry of some failed rows) stay.
@@ -177,7 +182,7 @@ class Store:
         """
         if columns is None:
             columns = [name for name in IMAGES.names if name != "image"] if stage == "images" else None
-        key = ["sample_id", "frame"] if stage == "images" else ["sample_id"]
+        key = KEYS[stage]
         wanted = None if columns is None else sorted({*columns, *key, *(["error"] if stage != "features" else [])})
         frames = []
         for part in self.parts(stage, of, model=model, method=method, prompts=prompts):
@@ -199,10 +204,10 @@ class Store:
         return rows.loc[:, [*dict.fromkeys([*labels, *kept])]]
 
     def read_features(
-        self, extractor: str, *, model: str, method: str, prompts: str
+        self, shelf: str, *, model: str, method: str, prompts: str
     ) -> tuple[list[str], np.ndarray]:
         """The sample ids and features, float32 `[N, D]`, of one cell."""
-        rows = self.read("features", extractor, model=model, method=method, prompts=prompts)
+        rows = self.read("features", shelf, model=model, method=method, prompts=prompts)
         features = np.stack(rows["feature"].to_list()) if len(rows) else np.zeros((0, 0), np.float32)
         return rows["sample_id"].to_list(), features
 
@@ -308,7 +313,7 @@ class Store:
 
     def _merge(self, stage: Stage, paths: list[Path]) -> None:
         rows = pa.concat_tables([read_part(path, None) for path in paths])
-        key = ["sample_id", "frame"] if stage == "images" else ["sample_id"]
+        key = KEYS[stage]
         names = key + (["error"] if stage != "features" else [])
         index = once(rows.select(names).to_pandas(), key).index.to_numpy()
         rows = rows.take(pa.array(index))

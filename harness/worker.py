@@ -7,12 +7,13 @@ import contextlib
 import gc
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from harness.images import Encoded, encode
 from harness.job import Job, MethodJob, MetricJob, ModelJob, Slot
 from harness.method import Method, Result, load_method
 from harness.metrics.base import DistributionMetric, Metric, SampleMetric
+from harness.metrics.load import load_metric
 from harness.prompts import Prompt
 from harness.seeding import row_key
 from harness.store import NO_IMAGE, Store
@@ -119,8 +121,6 @@ class Worker:
             result = method.run(model, [row.prompt for row in padded], keys)
         except Exception as error:
             reason = _survivable(error)
-            del error  # its traceback holds the batch's tensors
-            _free_memory()
             if len(rows) == 1 and (retried or unit.batch == 1):
                 return [(self._row(unit, rows[0], model, retried) | {"error": reason}, None)]
             middle = max(1, len(rows) // 2)
@@ -268,7 +268,7 @@ class Worker:
     def _load_method(self, label: str) -> Method:
         if label not in self._methods:
             spec = self.job.methods[label]
-            judge = None if spec.judge is None else self._load_metric(spec.judge)
+            judge = cast(SampleMetric | None, None if spec.judge is None else self._load_metric(spec.judge))
             self._methods[label] = self._tried(
                 "method", label,
                 lambda: load_method(noise=spec.noise, guidance=spec.guidance, sampler=spec.sampler, judge=judge),
@@ -278,9 +278,7 @@ class Worker:
     def _load_metric(self, label: str) -> Metric:
         def load() -> Metric:
             spec = self.job.metrics[label]
-            metric: Metric = registry.build("metric", spec.name, spec.parameters)
-            metric.open(self.device)
-            return metric
+            return load_metric(spec.name, device=self.device, **spec.parameters)
 
         if label not in self._metrics:
             self._metrics[label] = self._tried("metric", label, load)
@@ -316,8 +314,6 @@ def _in_batches(
             found.update(zip(chosen, compute(chosen), strict=True))
         except Exception as error:
             reason = _survivable(error)
-            del error
-            _free_memory()
             if len(chosen) == 1:
                 found[chosen[0]] = reason
                 return
@@ -350,10 +346,13 @@ def _survivable(error: Exception) -> str:
     After any CUDA error but a want of memory every further call fails; as row errors these would be taken for
     the rows' own fault.
     """
-    out_of_memory = isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()
-    if not out_of_memory and ("CUDA error" in str(error) or isinstance(error, torch.AcceleratorError)):
-        raise DeviceLost(_reason(error)) from error
-    return _reason(error)
+    reason = _reason(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower():
+        traceback.clear_frames(error.__traceback__)  # they hold the batch's tensors
+        _free_memory()
+    elif "CUDA error" in str(error) or isinstance(error, torch.AcceleratorError):
+        raise DeviceLost(reason) from error
+    return reason
 
 
 def _free_memory() -> None:
