@@ -228,7 +228,7 @@ def load(path: Path) -> Benchmark:
         HarnessError: not YAML, an unknown or repeated key, a value of the wrong type.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 (a SafeLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:

@@ -15,7 +15,8 @@ def entries(kind: str) -> list[dict[str, Any]]:
     if kind == "prompts":
         return [_prompt_set(name) for name in sorted(prompts.known())]
     if kind == "methods":
-        return [_plug_in(noun, name) | {"kind": noun} for noun in ("noise", "guidance") for name in registry.names(noun)]
+        nouns = ("noise", "guidance")
+        return [_plug_in(noun, name) | {"kind": noun} for noun in nouns for name in registry.names(noun)]
     return [_plug_in(kind.removesuffix("s"), name) for name in registry.names(kind.removesuffix("s"))]
 
 

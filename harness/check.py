@@ -28,7 +28,8 @@ def check(name: str | None) -> dict[str, Any]:
     """
     report: dict[str, Any] = {"machine": _machine(), "metrics": [], "lacking": []}
     if name is None:
-        report["metrics"] = [_metric(entry, registry.build("metric", entry, {}).missing()) for entry in _buildable()]
+        names = registry.names("metric")
+        report["metrics"] = [_metric(entry, registry.build("metric", entry, {}).missing()) for entry in names]
         return report
     path = benchmarks.find(name)
     resolved = resolve(benchmarks.load(path), path)
@@ -58,7 +59,7 @@ def evaluations(model: ResolvedModel, method: ResolvedMethod) -> int:
     config = model.folder / "scheduler" / "scheduler_config.json"
     schedule = json.loads(config.read_text()) if config.is_file() else SD_SCHEDULE
     counting = Counting(schedule, model.cls.requests, ("main", *model.spec.networks))
-    judged = replace(method.method, judge=AnyJudge() if method.spec.judge else None)
+    judged = replace(method.method, judge=AnyJudge() if method.judge else None)
     return int(judged.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)]).nfe[0])
 
 
@@ -76,10 +77,6 @@ def _metric(label: str, missing: str | None) -> dict[str, Any]:
     return {"label": label, "missing": missing}
 
 
-def _buildable() -> list[str]:
-    return registry.names("metric")
-
-
 def text(report: dict[str, Any]) -> str:
     """The report for reading."""
     machine = report["machine"]
@@ -91,9 +88,10 @@ def text(report: dict[str, Any]) -> str:
     for prompts in report.get("prompts", []):
         lines.append(f"prompts   {prompts['label']}: {prompts['prompts']} of set {prompts['set']}")
     for method in report.get("methods", []):
-        lines.append(f"method    {method['method']} on {method['model']}: {method['nfe']} denoiser evaluations an image")
+        lines.append(f"method    {method['method']} on {method['model']}: {method['nfe']} evaluations an image")
     for metric in report["metrics"]:
-        lines.append(f"metric    {metric['label']}: {'MISSING: ' + metric['missing'] if metric['missing'] else 'ready'}")
+        state = f"MISSING: {metric['missing']}" if metric["missing"] else "ready"
+        lines.append(f"metric    {metric['label']}: {state}")
     if "cost" in report:
         cost = report["cost"]
         lines.append(f"cost      {cost['samples']:,} images in {cost['files']:,} files, {cost['nfe']:,} evaluations")

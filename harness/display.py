@@ -41,8 +41,10 @@ class Display:
         if finished_before:
             self.say(f"{stage}: {finished_before:,} done before, {total:,} to do")
         if self.live:
-            columns = [TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn()]
-            self._progress = Progress(*columns, console=self.console)
+            self._progress = Progress(
+                TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), console=self.console,
+            )
             self._task = self._progress.add_task(stage, total=total, rate="starting workers")
             self._progress.start()
         else:

@@ -66,10 +66,8 @@ def load(spec: PromptSpec, folder: Path) -> PromptSet:
         )
     if not path.is_file():
         source = manifest.get("source")
-        raise HarnessError(
-            f"prompt set {spec.set!r}: no file {path}"
-            + (f". Its source is {source}; save it and add 'path: FILE' to the prompts of the benchmark" if source else "")
-        )
+        hint = f". Its source is {source}; save it and add 'path: FILE' to the benchmark's prompts" if source else ""
+        raise HarnessError(f"prompt set {spec.set!r}: no file {path}{hint}")
     if manifest.get("sha256") and sha256_of(path) != manifest["sha256"]:
         raise HarnessError(
             f"prompt set {spec.set!r}: {path} is not the file that its manifest names: SHA-256 is "
@@ -108,7 +106,7 @@ def read_file(path: Path, form: str, columns: dict[str, str]) -> list[Prompt]:
     under prompt, text or caption in any case (a .txt file is a prompt a line), the id under id, else the row number.
     """
     if form not in FORMATS:
-        raise HarnessError(f"{path}: files of kind {form!r} are not read as prompts; expected one of {', '.join(FORMATS)}")
+        raise HarnessError(f"{path}: files of kind {form!r} are not read as prompts; expected {', '.join(FORMATS)}")
     try:
         text = path.read_bytes().decode("utf-8-sig")  # a byte-order mark is no part of the first column's name
     except UnicodeDecodeError as error:
@@ -151,7 +149,9 @@ def _rows(path: Path, text: str, form: str) -> list[dict[str, Any]]:
     table = [cells for cells in table if cells]
     for number, cells in enumerate(table[1:]):
         if len(cells) != len(table[0]):
-            raise HarnessError(f"{path}: row {number} has {len(cells)} cells, the header has {len(table[0])}: {cells!r:.200}")
+            raise HarnessError(
+                f"{path}: row {number} has {len(cells)} cells, the header has {len(table[0])}: {str(cells)[:200]}"
+            )
     return [dict(zip(table[0], cells, strict=True)) for cells in table[1:]]
 
 
@@ -176,7 +176,7 @@ def _prompt(path: Path, number: int, row: dict[str, Any], roles: dict[str, str])
         )
     truth = row[roles["truth"]] if "truth" in roles else None
     if truth is not None and not isinstance(truth, dict):
-        raise HarnessError(f"{path}: row {number}: {roles['truth']}: expected an object, got {truth!r:.60}")
+        raise HarnessError(f"{path}: row {number}: {roles['truth']}: expected an object, got {str(truth)[:60]!r}")
     category = row[roles["category"]] if "category" in roles else None
     return Prompt(
         id=str(row[roles["id"]]) if "id" in roles else str(number),

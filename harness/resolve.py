@@ -39,12 +39,16 @@ class ResolvedMethod:
     spec: MethodSpec
     method: Method
     sampler: dict[str, Any]
+    judge: str | None  # the label of its metric
     identity: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ResolvedMetric:
-    """A metric, not yet opened. `missing` says what it lacks here, None where it can score."""
+    """A metric, not yet opened. `missing` says what it lacks here, None where it can score.
+
+    `name` is what the YAML calls it; its label everywhere else is the metric's own `name`.
+    """
 
     name: str
     parameters: dict[str, Any]
@@ -145,13 +149,16 @@ def _metrics(benchmark: Benchmark, problems: list[str]) -> dict[str, ResolvedMet
     judges = [method.judge for method in benchmark.methods.values() if method.judge]
     wanted = dict(named(entry) for entry in benchmark.metrics)
     wanted |= {judge: {} for judge in judges if judge not in wanted}
-    found = {}
+    found: dict[str, ResolvedMetric] = {}
     for name, parameters in wanted.items():
         try:
             metric = registry.build("metric", name, parameters)
+            if metric.name in found:
+                problems.append(f"metrics.{name}: another metric here is called {metric.name!r}")
+                continue
             missing = metric.missing()
             identity = metric_identity(name, metric) if missing is None else {"name": name, "missing": missing}
-            found[name] = ResolvedMetric(name, parameters, metric, identity, missing)
+            found[metric.name] = ResolvedMetric(name, parameters, metric, identity, missing)
         except HarnessError as error:
             problems.append(f"metrics.{name}: {error}")
     return found
@@ -160,7 +167,7 @@ def _metrics(benchmark: Benchmark, problems: list[str]) -> dict[str, ResolvedMet
 def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedMetric]) -> ResolvedMethod:
     sampler = {**benchmark.sampler, **spec.sampler}
     method = load_method(noise=spec.noise, guidance=spec.guidance, sampler=sampler)
-    judge = metrics.get(spec.judge) if spec.judge else None
+    judge = next((metric for metric in metrics.values() if spec.judge in (metric.name, metric.metric.name)), None)
     needs = getattr(method.stage, "needs_judge", False)
     if needs and spec.judge is None:
         raise HarnessError("this noise stage needs a judge: add 'judge: METRIC', a metric that scores each image")
@@ -171,7 +178,7 @@ def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedM
     if judge is not None and judge.missing is not None:
         raise HarnessError(f"judge {spec.judge!r}: {judge.missing}")
     identity = method_identity(method, judge.digest if judge else None)
-    return ResolvedMethod(spec, method, sampler, identity)
+    return ResolvedMethod(spec, method, sampler, judge.metric.name if judge else None, identity)
 
 
 def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[str]:
@@ -198,5 +205,6 @@ def _bad_tables(benchmark: Benchmark, metrics: dict[str, ResolvedMetric]) -> lis
             found.append(f"tables.{number}.baseline: no method {table.baseline!r}: {near}")
         for column in [] if table.columns == "metrics" else table.columns:
             if column not in metrics:
-                found.append(f"tables.{number}.columns: no metric {column!r}: {registry.nearest(column, list(metrics))}")
+                near = registry.nearest(column, list(metrics))
+                found.append(f"tables.{number}.columns: no metric {column!r}: {near}")
     return found

@@ -4,7 +4,8 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import harness
 from harness import benchmark as benchmarks
 from harness import registry
 from harness.analysis import tables
-from harness.benchmark import Benchmark, TableSpec, named
+from harness.benchmark import TableSpec, named
 from harness.display import Display
 from harness.distribution import distribution_values
 from harness.engine import Engine, open_engine
@@ -25,7 +26,13 @@ from harness.job import Job, MethodJob, MetricJob, ModelJob, Slot
 from harness.plan import Cell, shards, total
 from harness.resolve import Resolved, ResolvedMetric, resolve
 from harness.store import Store
-from harness.units import GenerateUnit, Part, Report, ScoreUnit
+from harness.units import GenerateUnit, Report, ScoreUnit
+
+ROWS = [
+    "sample_id", "frame", "model", "method", "prompts", "prompt_id", "category", "seed",
+    "nfe", "flops", "seconds", "error",
+]
+SCORES = ["sample_id", "metric", "metric_digest", "value", "error"]
 
 
 @dataclass
@@ -42,7 +49,9 @@ class Outcome:
 
     def print_tables(self, ci: bool = False, groups: bool = False) -> None:
         """Prints every table of the benchmark on the terminal."""
-        for spec in self.specs:
+        if not self.metrics:
+            print(f"{len(self.rows):,} images; the benchmark names no metrics to score them with")
+        for spec in self.specs if self.metrics else []:
             tables.show(self, spec, ci=ci, groups=groups)
 
     def render(self, form: str, ci: bool = False, groups: bool = False) -> str:
@@ -73,12 +82,10 @@ def run(
     store.write_benchmark(_grown(store.read_benchmark(), resolved, path))
     store.write_environment(_environment())
     store.log("run", benchmark=benchmark.name, samples=total(cells), limit=limit)
-    failures: list[str] = []
-    with open_engine(address=address, workers=workers) as engine:
-        job = _job(store, resolved)
-        _generate(engine, job, store, cells, display, failures)
-        _score(engine, job, store, cells, resolved, display, failures)
-    return _tabulate(store, resolved, cells, failures)
+    with _Work(store, resolved, display, address, workers) as work:
+        _generate(work, cells)
+        _score(work, cells)
+    return _tabulate(store, resolved, cells, work.failures)
 
 
 def score(
@@ -89,10 +96,9 @@ def score(
     store, resolved = _opened(run_name, results, metrics)
     _quarantine(store, display)
     store.write_benchmark(_grown(store.read_benchmark(), resolved, store.root / "benchmark.yaml"))
-    failures: list[str] = []
-    with open_engine(address=address, workers=workers) as engine:
-        _score(engine, _job(store, resolved), store, resolved.cells(), resolved, display, failures)
-    return _tabulate(store, resolved, resolved.cells(), failures)
+    with _Work(store, resolved, display, address, workers) as work:
+        _score(work, resolved.cells())
+    return _tabulate(store, resolved, resolved.cells(), work.failures)
 
 
 def table(run_name: str, *, results: Path) -> Outcome:
@@ -182,8 +188,8 @@ def _grown(kept: dict[str, Any] | None, resolved: Resolved, source: Path) -> dic
     for label in set(kept["prompts"]) & set(asked["prompts"]):
         grown["prompts"][label] = _wider(kept["prompts"][label], asked["prompts"][label])
     grown["seeds"] = sorted({*kept.get("seeds", [0]), *asked.get("seeds", [0])})
-    names = {json.dumps(entry, sort_keys=True): entry for entry in [*asked.get("metrics", []), *kept.get("metrics", [])]}
-    grown["metrics"] = list(names.values())
+    entries = [*asked.get("metrics", []), *kept.get("metrics", [])]
+    grown["metrics"] = list({json.dumps(entry, sort_keys=True): entry for entry in entries}.values())
     grown["definitions"] = {
         kind: {**kept["definitions"].get(kind, {}), **labels} for kind, labels in asked["definitions"].items()
     }
@@ -246,7 +252,7 @@ def _job(store: Store, resolved: Resolved) -> Job:
             for label, model in resolved.models.items()
         },
         methods={
-            label: MethodJob(method.spec.noise, method.spec.guidance, method.sampler, method.spec.judge)
+            label: MethodJob(method.spec.noise, method.spec.guidance, method.sampler, method.judge)
             for label, method in resolved.methods.items()
         },
         metrics={
@@ -263,28 +269,60 @@ def _job(store: Store, resolved: Resolved) -> Job:
 # ---- the stages ----
 
 
-def _generate(
-    engine: Engine, job: Job, store: Store, cells: list[Cell], display: Display, failures: list[str]
-) -> None:
+class _Work:
+    """Units handed to an engine that starts when there is something to do, and their reports."""
+
+    def __init__(
+        self, store: Store, resolved: Resolved, display: Display, address: str | None, workers: int | None
+    ) -> None:
+        self.store, self.resolved, self.display = store, resolved, display
+        self.job = _job(store, resolved)
+        self.failures: list[str] = []
+        self._open = lambda: open_engine(address=address, workers=workers)
+        self._engine: Engine | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "_Work":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def do(self, stage: str, units: Sequence[GenerateUnit | ScoreUnit], samples: int, finished_before: int) -> None:
+        """Has all units done; what failed is logged and kept in `failures`."""
+        self.display.start(stage, samples, finished_before)
+        if units and self._engine is None:
+            self._engine = self._stack.enter_context(self._open())
+            self.store.log("engine", where=self._engine.describe())
+        if units and self._engine is not None:
+            self._engine.run(units, self.job, on_report=self._take)
+        self.display.finish()
+
+    def _take(self, report: Report) -> None:
+        self.display.advance(report.rows, len(report.failed))
+        place = "/".join((report.part.model, report.part.method, report.part.prompts, report.part.name))
+        for failed in report.failed:
+            self.store.log("failed", stage=report.stage, part=place, **failed)
+            what = failed.get("prompt_id") or failed.get("sample_id") or ""
+            about = " ".join(str(word) for word in (failed.get("metric"), what and f"prompt {what}") if word)
+            self.failures.append(f"{report.stage} {place}: {about + ': ' if about else ''}{failed['error']}")
+
+
+def _generate(work: _Work, cells: list[Cell]) -> None:
     units: list[GenerateUnit] = []
     for cell in cells:
         place = {"model": cell.model, "method": cell.method, "prompts": cell.prompts}
-        done = store.sample_ids("images", with_failed=False, **place)
-        taken = {part.name for part in store.parts("images", **place)}
+        done = work.store.sample_ids("images", with_failed=False, **place)
+        taken = {part.name for part in work.store.parts("images", **place)}
         units += shards(cell, done, taken)
     todo = sum(len(unit.rows) for unit in units)
-    display.start("generate", todo, total(cells) - todo)
-    _work(engine, job, units, "generate", store, display, failures)
+    work.do("generate", units, todo, total(cells) - todo)
 
 
-def _score(
-    engine: Engine, job: Job, store: Store, cells: list[Cell], resolved: Resolved, display: Display,
-    failures: list[str],
-) -> None:
-    wanted = {label: metric for label, metric in resolved.metrics.items() if metric.missing is None}
-    units = list(_score_units(store, cells, wanted))
-    display.start("score", sum(samples for _, samples in units), 0)
-    _work(engine, job, [unit for unit, _ in units], "score", store, display, failures)
+def _score(work: _Work, cells: list[Cell]) -> None:
+    wanted = {label: metric for label, metric in work.resolved.metrics.items() if metric.missing is None}
+    units = list(_score_units(work.store, cells, wanted))
+    work.do("score", [unit for unit, _ in units], sum(samples for _, samples in units), 0)
 
 
 def _score_units(
@@ -311,19 +349,49 @@ def _score_units(
                 yield ScoreUnit(part, metrics, extractors, prompts), len(ids)
 
 
-def _work(
-    engine: Engine, job: Job, units: list[Any], stage: str, store: Store, display: Display, failures: list[str]
-) -> None:
-    def on_report(report: Report) -> None:
-        display.advance(report.rows, len(report.failed))
-        for failed in report.failed:
-            store.log("failed", stage=stage, part=_tail(report.part), **failed)
-            failures.append(f"{stage} {_tail(report.part)}: {failed}")
-
-    if units:
-        engine.run(units, job, on_report=on_report)
-    display.finish()
+# ---- tables ----
 
 
-def _tail(part: Part) -> str:
-    return f"{part.model}/{part.method}/{part.prompts}/{part.name}"
+def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list[str]) -> Outcome:
+    """Joins the planned samples with their scores; rows of an earlier, wider plan stay out."""
+    planned = {sample for cell in cells for sample in cell.sample_ids()}
+    rows = store.read("images", columns=ROWS)
+    rows = rows[rows["sample_id"].isin(planned) & (rows["frame"] == 0)].reset_index(drop=True)
+    asked = {named(entry)[0] for entry in resolved.benchmark.metrics}
+    metrics = {label: metric for label, metric in resolved.metrics.items() if metric.name in asked}
+    scores = [
+        _current(store, label, metric.digest, planned)
+        for label, metric in metrics.items()
+        if metric.metric.kind == "sample" and metric.missing is None
+    ]
+    distribution = distribution_values(
+        store, cells,
+        {
+            label: (metric.metric, metric.digest)
+            for label, metric in metrics.items()
+            if metric.metric.kind == "distribution" and metric.missing is None
+        },
+    )
+    infos = {label: _info(metric) for label, metric in metrics.items()}
+    kept = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame(columns=SCORES)
+    trained = {label: model.trained for label, model in resolved.models.items()}
+    records = tables.records(rows, kept, distribution, infos, trained)
+    judges = {label: method.judge for label, method in resolved.methods.items() if method.judge}
+    outcome = Outcome(records, resolved.benchmark.tables, rows, kept, infos, judges, failures)
+    store.write_table("records.json", json.dumps(records, indent=1))
+    for number, spec in enumerate(outcome.specs):
+        store.write_table(f"table-{number}.md", tables.render(outcome, spec, "markdown", ci=True))
+    return outcome
+
+
+def _info(metric: ResolvedMetric) -> tables.MetricInfo:
+    kind = metric.metric
+    return tables.MetricInfo(
+        metric.name, metric.digest, kind.kind, kind.higher_is_better, kind.aggregation, kind.trained, metric.missing
+    )
+
+
+def _current(store: Store, label: str, digest: str, planned: Collection[str]) -> pd.DataFrame:
+    """The planned samples' scores by a metric as it is now."""
+    rows = store.read("scores", label, columns=SCORES)
+    return rows[rows["sample_id"].isin(planned) & (rows["metric_digest"] == digest)][SCORES]

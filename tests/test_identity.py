@@ -27,8 +27,9 @@ def test_candidate_generator_is_the_one_of_its_vector() -> None:
 
 def test_literal_seeding_is_manual_seed() -> None:
     key = row_key("literal", "drawbench", "7", 33, {})
-    assert torch.equal(torch.randn(5, generator=key.generator("noise")), torch.randn(5, generator=torch.Generator().manual_seed(33)))
-    assert torch.equal(torch.randn(5, generator=key.generator("candidate", 2)), torch.randn(5, generator=torch.Generator().manual_seed(35)))
+    for generator, seed in ((key.generator("noise"), 33), (key.generator("candidate", 2), 35)):
+        literal = torch.Generator("cpu").manual_seed(seed)
+        assert torch.equal(torch.randn(5, generator=generator), torch.randn(5, generator=literal))
 
 
 def test_column_seeding_takes_the_number_from_the_prompt() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ PLUGIN = '''
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from harness.metrics.base import SampleMetric, Scores
 from harness.noise.base import NoiseContext, Refined
 
 
@@ -35,7 +39,19 @@ class Shrink:
 
     def __call__(self, ctx: NoiseContext) -> Refined:
         return Refined(ctx.noise * self.strength, [{"strength": self.strength} for _ in ctx.prompts])
+
+
+@dataclass(frozen=True)
+class Brightness(SampleMetric):
+    """The mean of all pixels, 0 to 255."""
+
+    name = "brightness"
+
+    def score(self, images: np.ndarray, prompts: object) -> Scores:
+        return Scores(images.mean(axis=(1, 2, 3, 4), dtype=np.float64))
 '''
+
+SD = {"family": "stable_diffusion"}
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +59,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_stable_diffusion(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture()
-def folder(tmp_path: Path, weights: Path) -> Path:
+@pytest.fixture
+def folder(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's own folder: prompts, a plug-in, a benchmark."""
-    (tmp_path / "prompts.csv").write_text("id,prompt,category\n" + "".join(f"p{i},thing {i},{'ab'[i % 2]}\n" for i in range(6)))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # each test's `mine` is its own
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    lines = [f"p{i},thing {i},{'ab'[i % 2]}\n" for i in range(6)]
+    (tmp_path / "prompts.csv").write_text("id,prompt,category\n" + "".join(lines))
     (tmp_path / "mine.py").write_text(PLUGIN)
     write(tmp_path, weights)
     return tmp_path
@@ -93,7 +112,7 @@ def test_a_run_is_complete_and_a_second_one_does_nothing(folder: Path) -> None:
 def test_growing_keeps_every_old_row_and_adds_only_the_new(folder: Path, weights: Path) -> None:
     go(folder)
     before = images(folder)
-    methods = {"plain": {"guidance": "none"}, "cfg": {"guidance": {"cfg": {"scale": 3}}}, "cfg-7": {"guidance": {"cfg": {"scale": 7}}}}
+    methods = {"plain": {}, "cfg": {"guidance": {"cfg": {"scale": 3}}}, "cfg-7": {"guidance": {"cfg": {"scale": 7}}}}
     write(
         folder, weights, methods=methods, seeds=[0, 1],
         prompts={"things": {"set": "things", "path": "prompts.csv", "first": 6}},
@@ -109,7 +128,8 @@ def test_a_changed_definition_under_its_old_label_is_refused_with_the_difference
     go(folder)
     before = images(folder)
     write(folder, weights, methods={"cfg": {"guidance": {"cfg": {"scale": 4}}}})
-    with pytest.raises(HarnessError, match=r"methods\.cfg has changed(.|\n)*scale: was 3.*, now 4(.|\n)*--as(.|\n)*--replace"):
+    pattern = r"methods\.cfg has changed(.|\n)*scale: was 3.*, now 4(.|\n)*--as(.|\n)*--replace"
+    with pytest.raises(HarnessError, match=pattern):
         go(folder)
     pd.testing.assert_frame_equal(images(folder), before)
     go(folder, as_name="other")
@@ -139,12 +159,15 @@ def test_a_corrupt_part_costs_its_own_samples_and_nothing_else(folder: Path) -> 
 
 
 def test_a_method_from_outside_runs_in_the_table(folder: Path, weights: Path) -> None:
-    write(folder, weights, methods={"mine": {"noise": {"mine:Shrink": {"strength": 0.5}}}, "plain": {"guidance": "none"}})
+    methods = {"mine": {"noise": {"mine:Shrink": {"strength": 0.5}}}, "plain": {"guidance": "none"}}
+    write(folder, weights, methods=methods, metrics=["mine:Brightness"])
     outcome = go(folder)
     assert outcome.failures == []
     rows = Store(folder / "results" / "small").read("images")
     assert json.loads(rows.loc[rows["method"] == "mine", "record"].iloc[0]) == {"strength": 0.5}
-    assert "mine" in outcome.render("markdown")
+    assert "| mine |" in outcome.render("markdown")
+    assert {record["n"] for record in outcome.records} == {4}
+    assert all(0 < record["value"] < 255 for record in outcome.records)
 
 
 def test_an_edited_method_from_outside_is_another_definition(folder: Path, weights: Path) -> None:
@@ -164,15 +187,18 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
         ({"methods": {"m": {"noise": {"inversion_stability": {"candidates": 0}}}}}, ["methods.m", "candidates", "0"]),
         ({"methods": {"m": {"guidance": {"cfg": {"scale": 3, "steps": [8, 2]}}}}}, ["methods.m", "8", "2"]),
         ({"methods": {"m": {"noise": {"best_of_n": {"candidates": 2}}}}}, ["methods.m", "needs a judge"]),
-        ({"methods": {"m": {"noise": {"best_of_n": {}}, "judge": "clipscore-shape"}}}, ["clipscore-shape", "did you mean"]),
+        (
+            {"methods": {"m": {"noise": {"best_of_n": {}}, "judge": "clipscore-shape"}}},
+            ["clipscore-shape", "did you mean"],
+        ),
         ({"methods": {"m": {"noise": {"nowhere.at_all:Stage": {}}}}}, ["methods.m", "nowhere"]),
         ({"metrics": ["fid-shapes"]}, ["metrics.fid-shapes", "unknown metric"]),
         ({"sampler": {"name": "dimm", "steps": 2}}, ["dimm", "did you mean 'ddim'"]),
         ({"sampler": {"name": "ddim", "steps": 0}}, ["steps"]),
         ({"sampler": {"name": "ddim", "stps": 3}}, ["stps"]),
-        ({"models": {"sd": {"family": "stable_difusion", "weights": "x/y"}}}, ["models.sd", "did you mean 'stable_diffusion'"]),
-        ({"models": {"sd": {"family": "stable_diffusion", "weights": "./nowhere"}}}, ["models.sd", "./nowhere", "no such folder"]),
-        ({"models": {"sd": {"family": "stable_diffusion", "weights": "builtin:shape-sd"}}}, ["models.sd", "builtin:shape-sd"]),
+        ({"models": {"sd": {"family": "stable_difusion", "weights": "x/y"}}}, ["models.sd", "'stable_diffusion'"]),
+        ({"models": {"sd": SD | {"weights": "./nowhere"}}}, ["models.sd", "./nowhere", "no such folder"]),
+        ({"models": {"sd": SD | {"weights": "builtin:shape-sd"}}}, ["models.sd", "builtin:shape-sd"]),
         ({"prompts": {"p": {"set": "drawbnch"}}}, ["prompts.p", "did you mean 'drawbench'"]),
         ({"tables": [{"baseline": "cgf"}]}, ["tables.0.baseline", "did you mean 'cfg'"]),
     ],

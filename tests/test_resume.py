@@ -1,0 +1,157 @@
+"""Real Ray, real processes: the number of workers changes nothing, and a kill costs only the shard in hand."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from harness.store import DETERMINISTIC, Store
+from tests.tiny import tiny_stable_diffusion
+
+ROOT = Path(__file__).parent.parent
+SLOW = '''
+import time
+from dataclasses import dataclass
+
+from harness.noise.base import NoiseContext, Refined
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Leaves the noise as it is, slowly, so that a kill meets a shard in hand."""
+
+    def __call__(self, ctx: NoiseContext) -> Refined:
+        time.sleep(0.15)
+        return Refined(ctx.noise)
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("resume")
+    weights = tiny_stable_diffusion(made / "weights")
+    (made / "slow.py").write_text(SLOW)
+    (made / "prompts.txt").write_text("".join(f"thing {i}\n" for i in range(20)))
+    content: dict[str, Any] = {
+        "name": "killed",
+        "models": {"sd": {"family": "stable_diffusion", "weights": str(weights), "batch": 4}},
+        "prompts": {"things": {"set": "things", "path": "prompts.txt"}},
+        "seeds": [0, 1],
+        "sampler": {"name": "ddim", "steps": 2},
+        "methods": {
+            "slow": {"noise": "slow:Slow"},
+            "guided": {"noise": "slow:Slow", "guidance": {"cfg": {"scale": 4}}},
+        },
+    }
+    (made / "killed.yaml").write_text(yaml.safe_dump(content))
+    return made
+
+
+def command(folder: Path, results: str, workers: int) -> list[str]:
+    return [
+        sys.executable, "-m", "harness", "run", str(folder / "killed.yaml"), "--results", str(folder / results),
+        "--workers", str(workers),
+    ]
+
+
+def finish(folder: Path, results: str, workers: int) -> pd.DataFrame:
+    done = subprocess.run(command(folder, results, workers), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return images(folder, results)
+
+
+def images(folder: Path, results: str) -> pd.DataFrame:
+    rows = Store(folder / results / "killed").read("images", columns=list(DETERMINISTIC))
+    rows["image"] = [image and image["bytes"] for image in rows["image"]]
+    return rows.sort_values(["method", "sample_id"], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> pd.DataFrame:
+    rows = finish(folder, "one", 1)
+    assert len(rows) == 2 * 2 * 20
+    assert rows["error"].isna().all()
+    return rows
+
+
+def test_two_workers_make_what_one_makes_byte_for_byte(folder: Path, undisturbed: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(finish(folder, "two", 2), undisturbed)
+
+
+def _actors(driver: int) -> list[int]:
+    """Processes of Ray actors that descend from this driver."""
+    parent = {}
+    names = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parent[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()[1])
+            names[int(entry)] = Path(f"/proc/{entry}/cmdline").read_text()
+        except OSError:
+            continue
+
+    def descends(pid: int) -> bool:
+        while pid in parent and pid != driver:
+            pid = parent[pid]
+        return pid == driver
+
+    return [pid for pid, name in names.items() if name.startswith("ray::_Actor") and descends(pid)]
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(folder: Path, undisturbed: pd.DataFrame) -> None:
+    moments = random.Random(7)
+    store = Store(folder / "killed" / "killed")
+    kills = {"driver": 0, "worker": 0}
+    log = folder / "killed.log"
+    for attempt in range(12):
+        victim = "driver" if attempt % 2 == 0 else "worker"
+        before = len(list(store.parts("images")))
+        with log.open("wb") as out:
+            driver = subprocess.Popen(command(folder, "killed", 2), cwd=ROOT, stdout=out, stderr=out)
+            # From the moment that the workers have their first shards, at a random time.
+            while driver.poll() is None and not _actors(driver.pid):
+                time.sleep(0.05)
+            while driver.poll() is None and attempt > 2 and len(list(store.parts("images"))) == before:
+                time.sleep(0.02)
+            time.sleep(moments.uniform(0, 1.0))
+            if driver.poll() is None:
+                target = driver.pid if victim == "driver" else moments.choice(_actors(driver.pid) or [0])
+                if target:
+                    os.kill(target, signal.SIGKILL)
+                    kills[victim] += 1
+            if victim == "worker":  # the driver goes on by itself and needs nobody's help
+                assert driver.wait(timeout=300) == 0, log.read_text()
+                # Take away half of what is there, so that there is something left to kill over.
+                for part in list(store.parts("images"))[::2]:
+                    store.path("images", part).unlink()
+            else:
+                driver.wait(timeout=60)
+        for path in store.root.rglob("*.parquet"):
+            pd.read_parquet(path)  # whole, whatever was killed
+        if kills["driver"] >= 3 and kills["worker"] >= 3:
+            break
+    assert kills["driver"] >= 3
+    assert kills["worker"] >= 3
+    pd.testing.assert_frame_equal(finish(folder, "killed", 2), undisturbed)
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, undisturbed: pd.DataFrame) -> None:
+    driver = subprocess.Popen(
+        command(folder, "stopped", 2), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while driver.poll() is None and not _actors(driver.pid):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 130, said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    pd.testing.assert_frame_equal(finish(folder, "stopped", 2), undisturbed)
