@@ -53,8 +53,9 @@ def records(
         metrics: by label, in the order of the table.
         trained: by model label; False marks random weights.
 
-    Besides the agreed keys a record holds `failed` (rows of the cell without a value) and `reason` (why there
-    is no value, or why rows failed; None where all is well). Values that do not exist are None, never NaN.
+    Besides the agreed keys a record holds `failed` (rows of the cell without a value), `reason` (why there is
+    no value, or why rows failed; None where all is well), and the metric's `kind` and `higher_is_better`.
+    Values that do not exist are None, never NaN.
     """
     images = images.drop_duplicates("sample_id")  # frames of one clip are one sample
     whole = {(*(d[key] for key in CELL), d["metric"]): d for d in distribution}
@@ -64,7 +65,9 @@ def records(
         for label, info in metrics.items():
             model = (trained or {}).get(str(place[0]), True)
             base = dict(zip(CELL, place, strict=True)) | {"group": None, "metric": label, "metric_digest": info.digest}
-            tail = {"trained": bool(model and info.trained)}
+            tail: Record = {
+                "trained": bool(model and info.trained), "kind": info.kind, "higher_is_better": info.higher_is_better,
+            }
             if info.missing is not None:
                 found.append(base | _nothing(len(cell), info.missing) | _cost(cell) | tail)
             elif info.kind == "distribution":
