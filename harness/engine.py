@@ -1,6 +1,6 @@
 """Spreads units over workers: Ray actors here or on a cluster, or this very process. The only file that imports ray.
 
-Plain actors, each with a model of its own and two units in flight (specs/harness/ray.md has the measurements):
+Plain actors, each with a model of its own and two units in flight (docs/performance.md has the reasons):
 ten times the throughput of Ray Data for units of this size, and a killed worker costs only the unit in hand.
 """
 
@@ -152,8 +152,8 @@ class RayEngine:
 
         nodes = sum(node["Alive"] for node in ray.nodes())
         offers = {name: int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU")}
-        place = "a local Ray" if self._started and nodes == 1 else f"a Ray cluster of {nodes} node(s)"
-        return f"{place}: {offers['CPU']} CPU(s), {offers['GPU']} GPU(s)"
+        address = ray.get_runtime_context().gcs_address
+        return f"Ray at {address}: {nodes} node(s), {offers['CPU']} CPU(s), {offers['GPU']} GPU(s)"
 
     # ---- the pool ----
 

@@ -22,7 +22,7 @@ from harness.guidance.none import NoGuidance
 from harness.metrics.base import SampleMetric
 from harness.noise.base import NoiseContext, NoiseStage, Refined
 from harness.noise.gaussian import Gaussian
-from harness.prompts import Prompt
+from harness.prompts import Prompt, as_prompts
 from harness.registry import nearest
 from harness.seeding import RowKey, normals, row_key
 
@@ -71,8 +71,7 @@ class Method:
         Raises:
             HarnessError: no prompts, as many seeds as neither one nor the prompts, a stage without its judge.
         """
-        texts = [prompts] if isinstance(prompts, str) else prompts
-        rows = [Prompt(id=text, text=text) if isinstance(text, str) else text for text in texts]
+        rows = as_prompts(prompts)
         if not rows:
             raise HarnessError("no prompts were given")
         numbers = [seeds] * len(rows) if isinstance(seeds, int) else list(seeds)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ class Prompt:
     image: str | None = None
     truth: dict[str, Any] | None = None
     columns: dict[str, Any] = field(default_factory=dict)  # further columns of the set's file
+
+
+def as_prompts(given: "str | Sequence[str | Prompt]") -> list[Prompt]:
+    """Prompts as a notebook writes them: a bare text is its own id."""
+    texts = [given] if isinstance(given, str) else given
+    return [Prompt(id=text, text=text) if isinstance(text, str) else text for text in texts]
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_the_submitted_script_joins_the_cluster(head: dict[str, str], tmp_path: 
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in (tmp_path / "results" / "small" / "log.jsonl").read_text().splitlines()]
     where = next(event for event in events if event["event"] == "engine")
-    assert where["address"] == head["ADDRESS"]
+    assert f"Ray at {head['ADDRESS']}:" in where["where"]
 
 
 def test_an_address_where_nobody_answers_is_a_message(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.errors import HarnessError
 from harness.metrics import clip
 from harness.metrics.base import SampleMetric, Scores
-from harness.prompts import Prompt
+from harness.prompts import Prompt, as_prompts
 from harness.weights import content_digest, is_trained
 
 
@@ -57,14 +57,14 @@ class CLIPScoreShapes(SampleMetric):
             raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
         return self._clip  # type: ignore[no-any-return]
 
-    def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
+    def score(self, images: np.ndarray, prompts: Sequence[Prompt | str]) -> Scores:
         """The cosine of each still with its prompt."""
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
         if len(images) == 0:
             return Scores(np.zeros(0), [])
         embedded = self._opened.images(clip.stills(images, self.name))
-        texts = clip.text_rows(self._opened, [prompt.text for prompt in prompts])
+        texts = clip.text_rows(self._opened, [prompt.text for prompt in as_prompts(prompts)])
         values = clip.cosine(embedded, texts).cpu().numpy()
         return Scores(values, [{} for _ in prompts])
 
