@@ -104,13 +104,17 @@ def table(
     run_name: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or its folder.")],
     form: Annotated[Format | None, typer.Option("--format", help="Default: for reading on a terminal.")] = None,
     ci: Ci = False,
-    groups: Annotated[bool, typer.Option(help="A row for each category as well.")] = False,
+    groups: Annotated[bool, typer.Option(help="A table of the categories as well.")] = False,
+    rows: Annotated[Path | None, typer.Option(help="Keep every score beside its sample in this .parquet.")] = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Print the tables of a run."""
     from harness import run as runner
+    from harness.analysis import findings
 
     outcome = runner.table(run_name, results=results)
+    if rows is not None:
+        findings.export(outcome, rows)
     if form is None:
         outcome.print_tables(ci, groups)
     else:
