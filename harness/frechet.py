@@ -125,10 +125,13 @@ def frechet_distance_of(features: ArrayLike, mean: ArrayLike, covariance: ArrayL
     return float(shift + (factor**2).sum() + (root2**2).sum() - 2.0 * trace)
 
 
-def gaussian_mmd(x: ArrayLike, y: ArrayLike, sigma: float = 10.0, scale: float = 1000.0) -> float:
+def gaussian_mmd(
+    x: ArrayLike, y: ArrayLike, sigma: float = 10.0, scale: float = 1000.0, *, own: float | None = None
+) -> float:
     """`scale` times the squared MMD under exp(-|a - b|² / 2σ²): the biased estimator, diagonals included.
 
-    CMMD is this on embeddings of length 1; the caller normalises. At least 0, and 0 for equal sets.
+    CMMD is this on embeddings of length 1; the caller normalises. At least 0, and 0 for equal sets. `own` is the
+    mean kernel of `y` with itself (`mean_kernel(y)`), for callers that compare many sets with one.
 
     Raises:
         ValueError: an empty set, different dimensions, or a value that is not finite.
@@ -138,8 +141,13 @@ def gaussian_mmd(x: ArrayLike, y: ArrayLike, sigma: float = 10.0, scale: float =
         raise ValueError("an MMD needs at least 1 feature row on each side")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features have {a.shape[1]} and {b.shape[1]} dimensions")
-    inside = kernel_sums(a, a, sigma).mean() / len(a) + kernel_sums(b, b, sigma).mean() / len(b)
+    inside = mean_kernel(a, sigma) + (mean_kernel(b, sigma) if own is None else own)
     return float(scale * (inside - 2.0 * kernel_sums(a, b, sigma).mean() / len(b)))
+
+
+def mean_kernel(x: Array, sigma: float = 10.0) -> float:
+    """The mean Gaussian kernel of all pairs of rows of `x`, each with itself included."""
+    return float(kernel_sums(x, x, sigma).mean() / len(x))
 
 
 def kernel_sums(x: Array, y: Array, sigma: float, chunk: int = 1024) -> Array:
@@ -243,7 +251,9 @@ def frechet_interval(
     return max(low, 0.0), high
 
 
-def mmd_without(x: ArrayLike, group: ArrayLike, y: ArrayLike, sigma: float = 10.0, scale: float = 1e3) -> Array:
+def mmd_without(
+    x: ArrayLike, group: ArrayLike, y: ArrayLike, sigma: float = 10.0, scale: float = 1e3, *, own: float | None = None
+) -> Array:
     """The MMDs of `x` to `y` with each group of rows of `x` left out, `[g]`, from one pass over the kernel."""
     a, b, labels = _features(x), _features(y), np.asarray(group)
     count = int(labels.max()) + 1
@@ -252,7 +262,7 @@ def mmd_without(x: ArrayLike, group: ArrayLike, y: ArrayLike, sigma: float = 10.
     inside = np.zeros((count, count))
     for k in range(count):
         inside[:, k] = np.bincount(labels, kernel_sums(a, a[labels == k], sigma), count)
-    own = kernel_sums(b, b, sigma).sum() / len(b) ** 2
+    own = mean_kernel(b, sigma) if own is None else own
     n = len(a) - size
     xx = inside.sum() - 2 * inside.sum(axis=0) + np.diag(inside)
     return np.asarray(scale * (xx / n**2 + own - 2 * (cross.sum() - cross) / (n * len(b))))

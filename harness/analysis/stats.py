@@ -17,7 +17,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 Array = NDArray[np.float64]
 
 DRAWS = 2000
-MANY = 20_000  # clusters from which on the normal approximation replaces resampling (it is the limit of it)
+MANY = 5_000  # clusters from which on the normal approximation replaces resampling (it is the limit of it)
 EXACT = 14  # clusters up to which all sign flips are tried
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from harness.errors import HarnessError
-from harness.frechet import frechet_distance_of, frechet_without, gaussian_mmd, mmd_without
+from harness.frechet import frechet_distance_of, frechet_without, gaussian_mmd, mean_kernel, mmd_without
 from harness.metrics import clip
 from harness.metrics.base import DistributionMetric, Reference
 from harness.metrics.reference import read_reference, reference_file
@@ -89,17 +89,26 @@ class CMMDShapesCLIP(_ShapesCLIP):
 
     def distance(self, features: np.ndarray, reference: Reference) -> float:
         """The distance of float32 `[N, D]` features, N at least 1."""
-        return gaussian_mmd(_unit(features), _reference_rows(reference))
+        return gaussian_mmd(_unit(features), _reference_rows(reference), own=_own(reference))
 
     def without(self, features: np.ndarray, group: np.ndarray, reference: Reference) -> np.ndarray:
         """From one pass over the kernel."""
-        return mmd_without(_unit(features), group, _reference_rows(reference))
+        return mmd_without(_unit(features), group, _reference_rows(reference), own=_own(reference))
 
 
 def _reference_rows(reference: Reference) -> np.ndarray:
     if reference.features is None:
         raise ValueError("the reference holds moments only; CMMD needs its features")
     return _unit(reference.features)
+
+
+_OWN: dict[str, float] = {}  # a reference's hash -> the mean kernel of its rows: the same for every cell
+
+
+def _own(reference: Reference) -> float:
+    if reference.sha256 not in _OWN:
+        _OWN[reference.sha256] = mean_kernel(_reference_rows(reference))
+    return _OWN[reference.sha256]
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
