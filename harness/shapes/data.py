@@ -23,7 +23,7 @@ PART = 5_000
 CAPTIONS = 4  # captions a scene
 GROUPS = 3  # noun phrases a caption at most
 FIELDS = ("shape", "count", "colour", "size", "role")
-CLASSES = {"shape": 7, "count": 4, "colour": 7, "size": 3, "role": 5}  # the last class of all but count: none, or unsaid
+CLASSES = {"shape": 7, "count": 4, "colour": 7, "size": 3, "role": 5}  # last of all but count: none/unsaid
 WORLD_SEED = 11
 
 

@@ -60,7 +60,7 @@ def detect(image: NDArray[np.uint8]) -> list[Detection]:
     ground = np.median(border, 0)
     offset = np.abs(pixels - ground).max(-1)
     front = offset > 40
-    labels, count = ndimage.label(front)
+    labels, _ = ndimage.label(front)
     found: list[Detection] = []
     for number, window in enumerate(ndimage.find_objects(labels), 1):
         mask = labels[window] == number

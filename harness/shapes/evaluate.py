@@ -26,11 +26,20 @@ REFERENCE_SEED = 77
 
 @torch.no_grad()
 def sample(
-    unet: Any, vae: Any, scheduler: Any, cond: Tensor, null: Tensor, noise: Tensor, scale: float, steps: int, batch: int = 40
+    unet: Any,
+    vae: Any,
+    scheduler: Any,
+    cond: Tensor,
+    null: Tensor,
+    noise: Tensor,
+    scale: float,
+    steps: int,
+    batch: int = 40,
 ) -> NDArray[np.uint8]:
     """Images uint8 [n, 64, 64, 3] by classifier-free guidance from noise [n, 4, 16, 16]; cond and null states."""
     images = []
-    for c, x in zip(cond.split(batch), noise.split(batch), strict=True):
+    for c, start in zip(cond.split(batch), noise.split(batch), strict=True):
+        x = start
         scheduler.set_timesteps(steps)
         states = torch.cat([null.expand_as(c), c])
         for t in scheduler.timesteps:
@@ -79,8 +88,8 @@ def evaluate(
         states = pipe.text_encoder(ids.to(device))[0]
     images = []
     for seed in seeds:
-        seeds64 = [noise_seed(set_name(held_out), key, seed) for key, _ in rows]
-        noise = torch.stack([torch.randn((4, 16, 16), generator=torch.Generator("cpu").manual_seed(s)) for s in seeds64])
+        generators = [torch.Generator("cpu").manual_seed(noise_seed(set_name(held_out), key, seed)) for key, _ in rows]
+        noise = torch.stack([torch.randn((4, 16, 16), generator=g) for g in generators])
         images.append(
             sample(pipe.unet, pipe.vae, pipe.scheduler, states[:-1], states[-1:], noise.to(device), scale, steps)
         )
@@ -93,7 +102,8 @@ def scene_captions(number: int, seed: int, held: bool = True) -> tuple[list[Capt
     """Captions of the prompt set in turn, with one fresh render of each: for the vision tower and the reference."""
     rng = np.random.default_rng((REFERENCE_SEED, seed))
     rows = [c for _, c in prompt_captions(held)]
-    captions, images = [], []
+    captions: list[Caption] = []
+    images: list[NDArray[np.uint8]] = []
     while len(captions) < number:
         caption = rows[len(captions) % len(rows)]
         scene = draw(caption, rng, tries=2000)

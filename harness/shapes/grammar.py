@@ -162,15 +162,15 @@ def held_out(key: Key) -> bool:
     """Whether training must never contain this composition. Fixed rules; they change only with the prompt sets."""
     kind = key[0]
     if kind == "single":
-        return (SHAPES.index(key[1]) + SIZES.index(key[2])) % 3 == list(BACKGROUNDS).index(key[3])
+        return bool((SHAPES.index(key[1]) + SIZES.index(key[2])) % 3 == list(BACKGROUNDS).index(key[3]))
     if kind == "pair":
         return key[1:] in _HELD_PAIRS
     if kind == "count":
-        return _HELD_COUNT[key[1]] == key[2]
+        return bool(_HELD_COUNT[key[1]] == key[2])
     if kind == "colour":
-        return _HELD_COLOUR[key[2]] == key[1]
+        return bool(_HELD_COLOUR[key[2]] == key[1])
     if kind == "relation":
-        return _HELD_RELATION.get((key[1], key[3])) == key[2]
+        return bool(_HELD_RELATION.get((key[1], key[3])) == key[2])
     if kind == "binding":
         (ca, sa), (cb, sb) = key[1:]
         colours = list(COLOURS)

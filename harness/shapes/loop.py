@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 log = logging.getLogger("harness.shapes.train")
 
@@ -99,7 +100,7 @@ def run_stage(make: Callable[..., Stage], settings: Settings, progress: Progress
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_train, (make, settings, port, progress), nprocs=settings.processes)
+    spawn(_train, (make, settings, port, progress), nprocs=settings.processes)
 
 
 def checkpoint_path(settings: Settings, name: str) -> Path:
@@ -186,7 +187,7 @@ def load_average(stage: Stage, settings: Settings) -> int:
     """Put the averaged weights of a stage's checkpoint into its model; returns the step."""
     saved = torch.load(checkpoint_path(settings, stage.name), weights_only=True, map_location=settings.device)
     stage.model.load_state_dict(saved["model"])
-    params = [p for p in stage.model.parameters() if p.requires_grad]
+    params: list[Tensor] = [p for p in stage.model.parameters() if p.requires_grad]
     with torch.no_grad():
         torch._foreach_copy_(params, saved["ema"])
     stage.model.eval()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,11 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (145, 45, 185),
     "orange": (250, 135, 20),
 }
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "black": (15, 15, 15), "gray": (128, 128, 128)}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (245, 245, 245),
+    "black": (15, 15, 15),
+    "gray": (128, 128, 128),
+}
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 SMALL, LARGE = 9.5, 12.0  # a radius up to SMALL is "small", from LARGE on "large"; between them no size word fits
@@ -70,8 +74,8 @@ class Scene:
     things: tuple[Thing, ...]
 
 
-def distance(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Signed distance (negative inside) of points in units of the radius; exact near the edge, which is all AA needs."""
+def distance(shape: str, x: Any, y: Any) -> Any:
+    """Signed distance (negative inside) of points, arrays in units of the radius; exact near the edge."""
     if shape == "circle":
         return np.hypot(x, y) - 0.95
     if shape == "ring":
@@ -90,7 +94,7 @@ def distance(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDAr
     raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 
 
-def _star(x: NDArray[np.float64], y: NDArray[np.float64], outer: float, inner: float) -> NDArray[np.float64]:
+def _star(x: Any, y: Any, outer: float, inner: float) -> Any:
     an = np.pi / 5
     y = y - 0.05
     angle = np.abs(np.mod(np.arctan2(x, -y) + an, 2 * an) - an)  # 0 along a spike, pi/5 in a notch

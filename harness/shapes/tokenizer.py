@@ -6,10 +6,11 @@ Any other text still tokenizes, by letters. Deterministic: the same words give t
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from harness.shapes.grammar import NUMBERS, RELATIONS, SIZES
-from harness.shapes.scene import BACKGROUNDS, COLOURS, PLURALS, SHAPES
+from harness.shapes.grammar import NUMBERS, SIZES
+from harness.shapes.scene import BACKGROUNDS, COLOURS, PLURALS, RELATIONS, SHAPES
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -41,7 +42,7 @@ def merges() -> list[tuple[str, str]]:
     while any(len(w) > 1 for w in words):
         pairs: dict[tuple[str, str], int] = {}
         for word in words:
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(word):
                 pairs[pair] = pairs.get(pair, 0) + 1
         best = max(pairs, key=lambda p: (pairs[p], p))
         learned.append(best)
@@ -69,5 +70,5 @@ def make_tokenizer() -> CLIPTokenizer:
 
 def tokenize(texts: list[str]) -> list[list[int]]:
     """Token ids [n, 24], padded with the end token and cut."""
-    ids: list[list[int]] = make_tokenizer()(texts, padding="max_length", max_length=LENGTH, truncation=True)["input_ids"]
-    return ids
+    batch = make_tokenizer()(texts, padding="max_length", max_length=LENGTH, truncation=True)
+    return list(batch["input_ids"])

@@ -32,7 +32,7 @@ def make_autoencoder(width: int = WIDTH) -> AutoencoderTiny:
 
 def to_pixels(images: np.ndarray) -> Tensor:
     """uint8 [n, h, w, 3] to float [n, 3, h, w] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 class AutoencoderStage(Stage):
@@ -43,9 +43,13 @@ class AutoencoderStage(Stage):
     decay = 0.6
     ema = 0.99
 
-    def __init__(self, data: str, scenes: int, rank: int = 0, device: str = "cpu", batch: int = 16) -> None:
+    model: Any
+
+    def __init__(
+        self, data: str, scenes: int, rank: int = 0, device: str = "cpu", batch: int = 20, init: str | None = None
+    ) -> None:
         self.world, self.batch, self.device = load_world(data, scenes, 1), batch, device
-        self.model = make_autoencoder()
+        self.model = AutoencoderTiny.from_pretrained(init).float() if init else make_autoencoder()
 
     def samples(self) -> int:
         """Crops of one step on one rank."""

@@ -5,13 +5,13 @@ So the tower is supervised by what a caption *says*:
 
 - the end state, projected, must match a caption's facts (a set encoder whose object code is a *product* of its
   attributes' codes, so that it carries over to compositions that were never seen), against the other captions of the
-  batch, which come in families of the same shapes: attribute and position swaps are the hard negatives, and each caption's own swaps are added;
+  batch, which come in families of the same shapes, and against the caption's own attribute and position swaps;
 - the end state and the paddings after it (Stable Diffusion passes no mask, so the UNet sees them) must yield each noun
-  phrase: shape, count, colour, size, role, each by a linear head of its own;
+  phrase: shape, count, colour, size, role, each by a linear head.
 
-What is deliberately absent: heads that judge a whole combination (one class a coloured shape, say, or a nonlinear reader
-of one shape's attributes). They learn that the held-out combinations never occur and then deny them: in a trial such a
-reader answered right for 100 % of seen and 0 % of unseen positions, while the heads above were right for both.
+What is deliberately absent: heads that judge a whole combination (one class a coloured shape, say, or a nonlinear
+reader of one shape's attributes). They learn that the held-out combinations never occur, and then deny them: in a
+trial such a reader was right for 100 % of seen and 0 % of unseen positions, the heads above for all of both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection
 
 from harness.shapes.data import CLASSES, FIELDS, GROUPS, encode_facts, load_world
 from harness.shapes.grammar import TASKS, Caption, Group, held_out, prompt_captions
@@ -56,11 +56,12 @@ class FactEncoder(nn.Module):
 
     def __init__(self, width: int = 192) -> None:
         super().__init__()
-        self.codes = nn.ModuleDict({f: nn.Embedding(CLASSES[f] + 1, width) for f in FIELDS})
-        self.plain = nn.ModuleDict({f: nn.Embedding(CLASSES[f] + 1, width) for f in FIELDS})
+        codes = {f: nn.Embedding(CLASSES[f] + 1, width) for f in FIELDS}
+        plain = {f: nn.Embedding(CLASSES[f] + 1, width) for f in FIELDS}
         for f in FIELDS:
-            nn.init.normal_(self.codes[f].weight, 1.0 if f != "shape" else 0.0, 0.7)
-            nn.init.normal_(self.plain[f].weight, 0.0, 0.2)
+            nn.init.normal_(codes[f].weight, 1.0 if f != "shape" else 0.0, 0.7)
+            nn.init.normal_(plain[f].weight, 0.0, 0.2)
+        self.codes, self.plain = nn.ModuleDict(codes), nn.ModuleDict(plain)
         self.background = nn.Embedding(4, width)
         self.out = nn.Linear(width, PROJECTION, bias=False)
 
@@ -74,7 +75,8 @@ class FactEncoder(nn.Module):
             plain = plain + self.plain[f](groups[..., i])
         there = (groups[..., 0] < 6)[..., None]
         total = ((product + plain) * there).sum(1) + 0.5 * self.background(facts[:, -1])
-        return self.out(total)
+        vector: Tensor = self.out(total)
+        return vector
 
 
 def swaps(facts: np.ndarray) -> np.ndarray:
@@ -133,7 +135,9 @@ class TextStage(Stage):
     ema = 0.995
     weight_decay = 0.02
 
-    def __init__(self, data: str, scenes: int, rank: int = 0, device: str = "cpu", batch: int = 96) -> None:
+    def __init__(
+        self, data: str, scenes: int, rank: int = 0, device: str = "cpu", batch: int = 96, init: str | None = None
+    ) -> None:
         world = load_world(data, scenes, 1)
         self.device, self.batch = device, batch
         self.ids = torch.tensor(tokenize(world.texts))
@@ -152,6 +156,10 @@ class TextStage(Stage):
         self.family_p = share[tag] / np.bincount(tag, minlength=7)[tag]
         self.family_p /= self.family_p.sum()
         self.model = TextTower()
+        if init:
+            old, clip = CLIPModel.from_pretrained(init).float(), self.model.clip
+            clip.text_model.load_state_dict(old.text_model.state_dict())
+            clip.text_projection.load_state_dict(old.text_projection.state_dict())
 
     def samples(self) -> int:
         """Captions of one step on one rank."""
@@ -211,7 +219,7 @@ class TextStage(Stage):
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:
-        """Share of prompts whose every slot is decoded right, by task, and R@1 of the 240 prompts' facts, unseen/seen."""
+        """Share of prompts whose every slot is read right, and which match their own facts best, by task."""
         m: TextTower = self.model  # type: ignore[assignment]
         m.eval()
         figures: dict[str, float] = {}
@@ -221,7 +229,11 @@ class TextStage(Stage):
             facts = torch.from_numpy(np.stack([encode_facts(c) for c in captions])).long().to(self.device)
             _, slots, projected = m.states(ids)
             groups = facts[:, :-1].view(-1, GROUPS, len(FIELDS))
-            right = torch.stack([m.slot[f](slots[:, 1:]).argmax(-1) == groups[..., i] for i, f in enumerate(FIELDS)]).all(0).all(1)
+            right = (
+                torch.stack([m.slot[f](slots[:, 1:]).argmax(-1) == groups[..., i] for i, f in enumerate(FIELDS)])
+                .all(0)
+                .all(1)
+            )
             text, partner = F.normalize(projected, dim=-1), F.normalize(m.facts(facts), dim=-1)
             best = (text @ partner.T).argmax(1)
             canonical = self.canonical(facts)

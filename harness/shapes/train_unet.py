@@ -1,4 +1,4 @@
-"""Stage 3, the denoiser: ``UNet2DConditionModel`` on 4x16x16 latents, epsilon prediction, SD's scaled-linear schedule."""
+"""Stage 3, the denoiser: ``UNet2DConditionModel`` on 4x16x16 latents, epsilon prediction, SD's schedule."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ class UNetStage(Stage):
     """Min-SNR weights (gamma 5), a tenth of the captions dropped, noisy timesteps preferred (t = 1000 u^power)."""
 
     name = "unet"
+    model: Any
     lr = 1.2e-3
     ema = 0.9985
     warmup = 200
@@ -127,7 +128,7 @@ class UNetStage(Stage):
         self.p = self._weights(kinds) if kinds else None
 
     def _weights(self, kinds: dict[str, float]) -> np.ndarray:
-        """Probability of each scene, for other shares of single, two, count and mixed scenes than they were drawn with."""
+        """Probability of each scene, for other shares of the kinds of scenes than they were drawn with."""
         shapes = self.world.scenes[:, :-1].reshape(-1, 4, 5)[..., 0]
         number = (shapes < 6).sum(1)
         distinct = np.array([len(set(row[row < 6])) for row in shapes])

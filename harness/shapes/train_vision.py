@@ -28,7 +28,7 @@ from transformers import (
 from harness.shapes.data import FIELDS, GROUPS, World, load_world
 from harness.shapes.grammar import Caption, Group
 from harness.shapes.loop import Draws, Stage
-from harness.shapes.scene import BACKGROUNDS, COLOURS, LARGE, RELATIONS, SHAPES, SMALL, Box, extent
+from harness.shapes.scene import BACKGROUNDS, COLOURS, LARGE, RELATIONS, SHAPES, SMALL, Box, extent, relations
 from harness.shapes.tokenizer import make_tokenizer, tokenize
 from harness.shapes.train_text import PROJECTION, WIDTH, swaps
 
@@ -65,7 +65,9 @@ def truth_table(scenes: np.ndarray, facts: np.ndarray) -> np.ndarray:
     shape, colour, radius = things[..., 0].astype(int), things[..., 1].astype(int), things[..., 4]
     table = np.zeros((len(facts), len(scenes)), bool)
     count = np.stack([(shape == s).sum(1) for s in range(6)], 1)
-    boxes = np.array([extent(s) for s in SHAPES] + [(0, 0, 0, 0)])[shape] * radius[..., None] + things[..., [2, 3, 2, 3]]
+    boxes = (
+        np.array([extent(s) for s in SHAPES] + [(0, 0, 0, 0)])[shape] * radius[..., None] + things[..., [2, 3, 2, 3]]
+    )
     for j, fact in enumerate(facts):
         groups = fact[:-1].reshape(GROUPS, len(FIELDS)).astype(int)
         groups = groups[groups[:, 0] < 6]
@@ -84,15 +86,9 @@ def truth_table(scenes: np.ndarray, facts: np.ndarray) -> np.ndarray:
         if groups[0, 4] < 4:
             for i in np.flatnonzero(good):
                 a, b = (Box(*boxes[i, int(np.flatnonzero(shape[i] == g[0])[0])]) for g in groups[:2])
-                good[i] = RELATIONS[groups[0, 4]] in _relations(a, b)
+                good[i] = RELATIONS[groups[0, 4]] in relations(a, b)
         table[j] = good
     return table.T
-
-
-def _relations(a: Box, b: Box) -> list[str]:
-    from harness.shapes.scene import relations
-
-    return relations(a, b)
 
 
 class VisionTower(nn.Module):
@@ -107,7 +103,7 @@ class VisionTower(nn.Module):
 
 
 def patch_targets(scenes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What covers each patch's middle region: shape and colour [n, 64] (6: nothing), offset to its middle [n, 64, 2]."""
+    """What covers each patch: shape and colour [n, 64] (6: nothing), offset to its middle [n, 64, 2]."""
     things = scenes[:, :-1].reshape(-1, 4, 5)
     grid = (np.arange(8) + 0.5) * PATCH
     centre = np.stack(np.meshgrid(grid, grid, indexing="xy"), -1).reshape(1, 64, 1, 2)
@@ -125,7 +121,7 @@ def patch_targets(scenes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def normalise(images: np.ndarray) -> Tensor:
     """uint8 [n, 64, 64, 3] to the tower's input, [-1, 1]; the shipped processor does the same."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 class VisionStage(Stage):
@@ -138,7 +134,14 @@ class VisionStage(Stage):
     weight_decay = 0.05
 
     def __init__(
-        self, data: str, scenes: int, parts: str, rank: int = 0, device: str = "cpu", batch: int = 48, init: str | None = None
+        self,
+        data: str,
+        scenes: int,
+        parts: str,
+        rank: int = 0,
+        device: str = "cpu",
+        batch: int = 48,
+        init: str | None = None,
     ) -> None:
         self.world: World = load_world(data, scenes, 1)
         self.parts, self.batch, self.device = Path(parts), batch, device
@@ -162,7 +165,8 @@ class VisionStage(Stage):
         index = g.integers(len(self.world), size=self.batch)
         scenes = self.world.scenes[index]
         images = self.world.image(index).astype(np.float32)
-        images += g.normal(0, 1, images.shape).astype(np.float32) * g.uniform(0, 12, (self.batch, 1, 1, 1)).astype(np.float32)
+        level = g.uniform(0, 12, (self.batch, 1, 1, 1))
+        images += (level * g.standard_normal(images.shape)).astype(np.float32)
         x = torch.from_numpy(images.clip(0, 255)).permute(0, 3, 1, 2).div(127.5).sub(1).to(self.device)
         hidden = m.clip.vision_model(x)
         tokens, pooled = hidden.last_hidden_state[:, 1:], hidden.pooler_output
@@ -215,7 +219,9 @@ class VisionStage(Stage):
         return export_clip(self.text, self.model.clip, out / "shapes-clip")
 
 
-def export_clip(text: CLIPTextModelWithProjection, vision: CLIPVisionModelWithProjection, folder: Path) -> dict[str, Any]:
+def export_clip(
+    text: CLIPTextModelWithProjection, vision: CLIPVisionModelWithProjection, folder: Path
+) -> dict[str, Any]:
     """Save a CLIPModel of two towers in half precision with everything that ``CLIPProcessor`` needs."""
     config = CLIPConfig(
         text_config=text.config.to_dict(), vision_config=vision.config.to_dict(), projection_dim=PROJECTION
