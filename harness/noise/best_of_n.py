@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from harness.errors import HarnessError
 from harness.noise.base import NoiseContext, Refined
 from harness.noise.choice import Best
@@ -34,5 +36,8 @@ class BestOfN:
         for k in range(self.candidates):
             noise = ctx.candidate(k)
             latents = ctx.sample(noise)
-            best.offer(noise, latents, ctx.judge.score(ctx.model.decode(latents), ctx.prompts).values)
+            scores = np.asarray(ctx.judge.score(ctx.model.decode(latents), ctx.prompts).values, dtype=np.float64)
+            if scores.shape != (len(noise),):
+                raise HarnessError(f"judge {ctx.judge.name!r} gave scores {scores.shape} for {len(noise)} images")
+            best.offer(noise, latents, scores)
         return Refined(best.noise, best.records(), best.latents)

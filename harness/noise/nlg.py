@@ -78,7 +78,7 @@ class NLG:
         for _ in range(self.steps):
             direction = self._direction(ctx, schedule.network_input(schedule.start(n), 0), first)
             norm = direction.flatten(1).norm(dim=1)
-            norms.append(norm.cpu())
+            norms.append(norm)
             if self.clip_threshold is not None:
                 # Where the norm is 0 the direction is 0 too, and stays.
                 shrink = (self.clip_threshold / norm.clamp_min(1e-30)).clamp(max=1)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
 from harness.diffusion.base import Sampler
 from harness.diffusion.sampling import sample
@@ -67,3 +67,16 @@ def test_images_equal_those_of_the_pipeline(
     assert ours.std() > 10  # not a grey field, where everything would be equal
     difference = np.abs(ours[:, 0].astype(int) - (theirs * 255).round().astype(int))
     assert difference.max() <= 1, f"{difference.max()} of 255, {(difference > 0).mean():.1%} of the values"
+
+
+def test_the_scheduler_configuration_of_2022_is_mended_as_the_pipeline_does(tmp_path: Path) -> None:
+    folder = tiny_stable_diffusion(tmp_path)
+    config = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=0
+    )
+    config.save_pretrained(folder / "scheduler")
+    official = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, scheduler=config)
+    scheduler = DDIMScheduler.from_config(official.scheduler.config, clip_sample=False, timestep_spacing="leading")
+    scheduler.set_timesteps(STEPS)
+    ours = StableDiffusion.load(str(folder)).schedule(Sampler("ddim", STEPS, "leading"))
+    assert [step.timestep for step in ours.evaluations] == scheduler.timesteps.tolist()

@@ -97,6 +97,16 @@ def test_damaged_and_incomplete_weights_are_refused(folder: Path, tmp_path: Path
         StableDiffusion.load(str(broken))
 
 
+def test_a_half_precision_variant_is_found(folder: Path, tmp_path: Path, model: StableDiffusion) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    for part in ("unet", "vae", "text_encoder"):
+        for weights in (half / part).glob("*.safetensors"):
+            weights.rename(weights.with_suffix(".fp16.safetensors"))
+    loaded = StableDiffusion.load(str(half))
+    assert torch.equal(loaded.unet.conv_in.weight, model.unet.conv_in.weight)
+
+
 def test_bad_settings(folder: Path) -> None:
     with pytest.raises(HarnessError, match="did you mean 'float16' or"):
         StableDiffusion.load(str(folder), dtype="float61")

@@ -129,6 +129,17 @@ def test_nan_never_wins() -> None:
         assert best.records() == [{"chosen": 1 if highest else 3, "scores": [None, 2.0, None, 1.0]}]
 
 
+@dataclass
+class Careless(Brightness):
+    def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
+        return Scores(np.zeros(1))
+
+
+def test_a_judge_that_answers_for_too_few_images_is_told() -> None:
+    with pytest.raises(HarnessError, match=r"'brightness' gave scores \(1,\) for 2 images"):
+        Method(BestOfN(2), sampler=SAMPLER, judge=Careless())(curved(), numbers(1, 2))
+
+
 def test_a_judge_is_required() -> None:
     with pytest.raises(HarnessError, match="judge"):
         Method(BestOfN(2))(curved(), numbers(1))
