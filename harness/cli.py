@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 some shards or metrics failed; 2 the request itself was wr
 """
 
 import json
+import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -164,14 +165,27 @@ def train(
 
     harness train shapes
     """
-    from harness.shapes import train as training
+    from harness.shapes import evaluate as measure
+    from harness.shapes.train import STEPS
+    from harness.shapes.train import train as train_shapes
 
     if name != "shapes":
         raise HarnessError(f"nothing called {name!r} can be trained here; known: shapes")
     if evaluate:
-        training.report()
-    else:
-        training.train(out, stages=stage, processes=processes, device=device)
+        figures = {
+            "held_out": measure.evaluate(seeds=(0, 1), progress=lambda line: typer.echo(line, err=True)),
+            "seen": measure.evaluate(seeds=(0, 1), held_out=False, progress=lambda line: typer.echo(line, err=True)),
+            "shapes_clip": measure.evaluate_clip(),
+        }
+        typer.echo(json.dumps(figures, indent=1))
+        return
+    for wanted in stage or ():
+        if wanted not in STEPS:
+            raise HarnessError(f"--stage {wanted}: no such stage; the stages are {', '.join(STEPS)}")
+    if device != "cpu" and processes != 1:
+        raise HarnessError(f"--device {device} trains in one process: add --processes 1")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train_shapes(out, stages=stage, processes=processes, device=device)
 
 
 def _finish(failures: list[str]) -> None:

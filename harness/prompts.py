@@ -167,8 +167,8 @@ def _guess(path: Path, header: list[str]) -> dict[str, str]:
     text = next((lower[name] for name in ("prompt", "prompts", "text", "caption") if name in lower), None)
     if text is None:
         raise HarnessError(f"{path}: no column called prompt, text or caption; it has {', '.join(header)}")
-    optional = {role: lower[role] for role in ("id", "category") if role in lower}
-    return {"text": text, **optional}
+    roles: dict[str, str] = {role: lower[role] for role in ("id", "category") if role in lower}
+    return {"text": text} | roles
 
 
 def _prompt(path: Path, number: int, row: dict[str, Any], roles: dict[str, str]) -> Prompt:

@@ -23,6 +23,7 @@ from harness.engine import Engine, open_engine
 from harness.errors import HarnessError
 from harness.identity import digest
 from harness.job import Job, MethodJob, MetricJob, ModelJob, Slot
+from harness.metrics.base import DistributionMetric
 from harness.plan import Cell, shards, total
 from harness.resolve import Resolved, ResolvedMetric, resolve
 from harness.store import Store
@@ -311,7 +312,7 @@ class _Work:
 def _generate(work: _Work, cells: list[Cell]) -> None:
     units: list[GenerateUnit] = []
     for cell in cells:
-        place = {"model": cell.model, "method": cell.method, "prompts": cell.prompts}
+        place: dict[str, Any] = {"model": cell.model, "method": cell.method, "prompts": cell.prompts}
         done = work.store.sample_ids("images", with_failed=False, **place)
         taken = {part.name for part in work.store.parts("images", **place)}
         units += shards(cell, done, taken)
@@ -329,24 +330,23 @@ def _score_units(
     store: Store, cells: Iterable[Cell], wanted: dict[str, ResolvedMetric]
 ) -> Iterable[tuple[ScoreUnit, int]]:
     """A unit for every part of images, with the metrics and features that it lacks, and its number of samples."""
-    by_shelf = {m.metric.shelf: label for label, m in wanted.items() if m.metric.kind == "distribution"}
+    by_shelf = {m.metric.shelf: label for label, m in wanted.items() if isinstance(m.metric, DistributionMetric)}
     for cell in cells:
-        place = {"model": cell.model, "method": cell.method, "prompts": cell.prompts}
+        place: dict[str, Any] = {"model": cell.model, "method": cell.method, "prompts": cell.prompts}
         scored = {
-            label: store.sample_ids("scores", label, digest=metric.digest, **place)
+            label: store.sample_ids("scores", label, digest=metric.digest, with_failed=False, **place)
             for label, metric in wanted.items() if metric.metric.kind == "sample"
         }
         extracted = {name: store.sample_ids("features", name, **place) for name in by_shelf}
         by_id = {prompt.id: prompt for prompt in cell.prompt_set.prompts}
         for part in store.parts("images", **place):
             rows = store.read_part(part, ["sample_id", "prompt_id", "error"])
-            ids = set(rows["sample_id"])
             shown = set(rows.loc[rows["error"].isna(), "sample_id"])
-            metrics = tuple(label for label, done in scored.items() if ids - done)
+            metrics = tuple(label for label, done in scored.items() if shown - done)
             extractors = tuple(by_shelf[name] for name, done in extracted.items() if shown - done)
             if metrics or extractors:
                 prompts = tuple(by_id[p] for p in dict.fromkeys(rows["prompt_id"]) if p in by_id)
-                yield ScoreUnit(part, metrics, extractors, prompts), len(ids)
+                yield ScoreUnit(part, metrics, extractors, prompts), len(shown)
 
 
 # ---- tables ----
@@ -369,7 +369,7 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
         {
             label: (metric.metric, metric.digest)
             for label, metric in metrics.items()
-            if metric.metric.kind == "distribution" and metric.missing is None
+            if isinstance(metric.metric, DistributionMetric) and metric.missing is None
         },
     )
     infos = {label: _info(metric) for label, metric in metrics.items()}
