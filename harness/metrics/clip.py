@@ -99,18 +99,27 @@ class Clip:
         return x
 
 
-@lru_cache(maxsize=4)
 def opened(folder: Path, device: str) -> Clip:
     """The CLIP of a folder on a device, shared by all metrics of this process."""
+    return _opened(folder, device, weight_files.sha256_of(model_file(folder)))
+
+
+@lru_cache(maxsize=4)
+def _opened(folder: Path, device: str, sha256: str) -> Clip:
     return Clip(folder, device)
 
 
 def locate(weights: str) -> Path:
     """The folder of a CLIP's weights. Raises HarnessError where there is none."""
     folder = weight_files.resolve(weights)
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise HarnessError(f"weights {weights!r}: {folder} holds no config.json with .safetensors of a CLIP")
+    if not (folder / "config.json").is_file() or not model_file(folder).is_file():
+        raise HarnessError(f"weights {weights!r}: {folder} holds no config.json with model.safetensors of a CLIP")
     return folder
+
+
+def model_file(folder: Path) -> Path:
+    """The weights themselves: `model.safetensors`."""
+    return folder / "model.safetensors"
 
 
 def preprocessing(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,9 @@ Neither is FID or CMMD of natural images; the names say so.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +16,7 @@ from harness.errors import HarnessError
 from harness.frechet import frechet_distance_of, frechet_without, gaussian_mmd, mean_kernel, mmd_without
 from harness.metrics import clip
 from harness.metrics.base import DistributionMetric, Reference
-from harness.metrics.reference import read_reference, reference_file
+from harness.metrics.reference import read_reference, reference_file, write_reference
 from harness.weights import content_digest, is_trained, sha256_of
 
 
@@ -32,7 +34,7 @@ class _ShapesCLIP(DistributionMetric):
         try:
             folder = clip.locate(self.weights)
             clip.preprocessing(folder)
-            reference_file(folder)
+            read_reference(reference_file(folder), sha256_of(clip.model_file(folder)))
         except HarnessError as error:
             return str(error)
         return None
@@ -63,7 +65,8 @@ class _ShapesCLIP(DistributionMetric):
 
     def reference(self) -> Reference:
         """The shipped features of ground-truth renders."""
-        return read_reference(reference_file(clip.locate(self.weights)))
+        folder = clip.locate(self.weights)
+        return read_reference(reference_file(folder), sha256_of(clip.model_file(folder)))
 
 
 @dataclass(frozen=True)
@@ -115,3 +118,24 @@ def _unit(features: np.ndarray) -> np.ndarray:
     """Rows of length 1, float64."""
     x = np.asarray(features, np.float64)
     return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
+
+
+def make_reference(weights: str = "builtin:shapes-clip", images: np.ndarray | None = None) -> Path:
+    """Writes the reference beside a shapes-clip: features (float16) of ground-truth renders, uint8 `[N, 64, 64, 3]`.
+
+    Without `images`, of `harness.shapes.evaluate.reference_images()`. To be called whenever the weights change.
+    """
+    folder = clip.locate(weights)
+    if images is None:
+        from harness.shapes.evaluate import reference_images
+
+        images = reference_images()
+    features = clip.opened(folder, "cpu").images(images).numpy().astype(np.float16)
+    path = folder / "reference.safetensors"
+    said = f"projected image embeddings, not normalised, of {len(images)} ground-truth renders"
+    write_reference(path, features, said, sha256_of(clip.model_file(folder)))
+    return path
+
+
+if __name__ == "__main__":
+    print(make_reference(sys.argv[1] if len(sys.argv) > 1 else "builtin:shapes-clip"))

@@ -23,23 +23,39 @@ def reference_file(folder: Path) -> Path:
     return path
 
 
-def write_reference(path: Path, features: np.ndarray, preprocessing: str) -> None:
-    """Keeps features `[N, D]` (float16 or float32) with a word on how they were made."""
-    save_file({"features": np.ascontiguousarray(features)}, path, metadata={"preprocessing": preprocessing})
+def write_reference(path: Path, features: np.ndarray, preprocessing: str, extractor: str = "") -> None:
+    """Keeps features `[N, D]` (float16 or float32) with a word on how they were made.
+
+    `extractor` is the SHA-256 of the weights that made them; features of other weights are refused later.
+    """
+    told = {"preprocessing": preprocessing, "extractor": extractor}
+    save_file({"features": np.ascontiguousarray(features)}, path, metadata=told)
 
 
-def read_reference(path: Path) -> Reference:
-    """A reference with the moments of its features. Raises HarnessError for a file that is none."""
-    return _read(path, sha256_of(path))
+def read_reference(path: Path, extractor: str | None = None) -> Reference:
+    """A reference with the moments of its features.
+
+    Raises:
+        HarnessError: the file is none, or other weights than `extractor` (a SHA-256) made it.
+    """
+    reference, made_by = _read(path, sha256_of(path))
+    if extractor is not None and made_by not in ("", extractor):
+        raise HarnessError(
+            f"{path} holds features of other weights ({made_by[:12]}) than those beside it ({extractor[:12]}); "
+            f"make it anew: python -m harness.metrics.distribution_shapes {path.parent}"
+        )
+    return reference
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, sha256: str) -> Reference:
+def _read(path: Path, sha256: str) -> tuple[Reference, str]:
     try:
         with safe_open(path, framework="np") as file:
             features = np.asarray(file.get_tensor("features"), np.float32)
-            preprocessing = (file.metadata() or {}).get("preprocessing", "")
+            told = file.metadata() or {}
         moments = Moments.of(features)
-        return Reference(moments.mean, moments.covariance, moments.count, features, preprocessing, sha256)
+        made = told.get("preprocessing", "")
+        reference = Reference(moments.mean, moments.covariance, moments.count, features, made, sha256)
+        return reference, told.get("extractor", "")
     except (OSError, SafetensorError, ValueError) as error:
         raise HarnessError(f"{path} is no reference of features [N, D]: {error}") from error

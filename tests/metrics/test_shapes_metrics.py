@@ -13,6 +13,7 @@ from harness import registry
 from harness.errors import HarnessError
 from harness.frechet import gaussian_mmd
 from harness.metrics.base import DistributionMetric, SampleMetric
+from harness.metrics.distribution_shapes import make_reference
 from harness.metrics.load import load_metric, metric_digest, metric_identity
 from harness.prompts import Prompt
 from harness.shapes.detector import Detection, judge
@@ -174,13 +175,26 @@ def test_missing_weights_are_a_sentence(tmp_path, folder):
     shutil.copytree(folder, tmp_path / "bare")
     (tmp_path / "bare" / "reference.safetensors").write_bytes(b"no such thing")
     bad = registry.build("metric", "fd-shapes-clip", {"weights": str(tmp_path / "bare")})
-    with pytest.raises(HarnessError, match="no reference of features"):
-        bad.reference()
+    assert "no reference of features" in bad.missing()
     (tmp_path / "bare" / "reference.safetensors").unlink()
     assert "reference.safetensors is missing" in bad.missing()
     (tmp_path / "bare" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(HarnessError, match="can be opened"):
         load_metric("clipscore-shapes", weights=str(tmp_path / "bare"))
+
+
+def test_a_reference_of_other_weights_is_refused(tmp_path, images):
+    first, second = tiny_clip(tmp_path / "a"), tiny_clip(tmp_path / "b", seed=1)
+    path = make_reference(str(first), images[:, 0])
+    reference = load_metric("fd-shapes-clip", weights=str(first)).reference()
+    assert reference.count == 4
+    assert "4 ground-truth renders" in reference.preprocessing
+    assert reference.features.dtype == np.float32
+    shutil.copy(path, second / path.name)
+    metric = registry.build("metric", "fd-shapes-clip", {"weights": str(second)})
+    assert "features of other weights" in metric.missing()
+    with pytest.raises(HarnessError, match="make it anew"):
+        metric.reference()
 
 
 @pytest.mark.parametrize("name", ["geneval-shapes", "clipscore-shapes", "fd-shapes-clip", "cmmd-shapes-clip"])
