@@ -105,8 +105,11 @@ def html(table: Table) -> str:
 
 
 def terminal(table: Table, width: int = 100) -> Group:
-    """A table for a terminal of `width` columns: labels that never change stand in the title, long heads break
-    at hyphens, and where that is still too wide every row becomes a block of lines. Footnotes follow it."""
+    """A table for a terminal of `width` columns, its footnotes after it.
+
+    Labels that never change stand in the title, long heads break at hyphens. A table that is too wide goes on
+    below itself with the columns that are left; where not even one fits, every row becomes a block of lines.
+    """
     fixed = [i for i in range(len(table.labels)) if len({labels[i] for labels, _ in table.rows}) == 1]
     if len(fixed) == len(table.labels):
         fixed = fixed[:-1]
@@ -114,39 +117,63 @@ def terminal(table: Table, width: int = 100) -> Group:
     constant = ", ".join(f"{table.labels[i]} {table.rows[0][0][i]}" for i in fixed) if table.rows else ""
     title = " · ".join(part for part in (table.title, constant) if part) or None
     notes = "\n".join([table.caption, *(f"{_letter(i)} {note}" for i, note in enumerate(table.notes))])
+    chunks: list[list[int]] = [[]]
+    for unit in _units(table.columns):
+        if chunks[-1] and _width(_chunk(table, shown, chunks[-1] + unit)) > width:
+            chunks.append([])
+        chunks[-1] += unit
+    parts = [_chunk(table, shown, chunk) for chunk in chunks]
+    if any(_width(part) > width for part in parts):
+        parts = [_stacked(table, shown)]
+    parts[0].title = title
+    return Group(*parts, Text(notes))
 
-    def empty() -> rich.table.Table:
-        return rich.table.Table(
-            title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-            padding=(0, 0, 0, 1),
-        )
 
-    out = empty()
-    heads = [_head(column) for column in table.columns]
-    texts = [[cell.text + _letters(cell) for cell in cells] for _, cells in table.rows]
-    widths = [
-        max([*(len(row[i]) for row in texts), *(len(part) for part in _broken(heads[i]).split("\n"))])
-        for i in range(len(heads))
-    ]
+def _units(columns: list[Column]) -> list[list[int]]:
+    """Columns that stay together: a difference with its p, and the cost at the end."""
+    units: list[list[int]] = []
+    for i, column in enumerate(columns):
+        if units and (column.key == "p" or columns[i - 1].key in ("n", "NFE", "pairs")):
+            units[-1].append(i)
+        else:
+            units.append([i])
+    return units
+
+
+def _empty() -> rich.table.Table:
+    return rich.table.Table(
+        title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1)
+    )
+
+
+def _chunk(table: Table, shown: list[int], chosen: list[int]) -> rich.table.Table:
+    """The table with the labels `shown` and the columns `chosen`."""
+    out = _empty()
     for i in shown:
         out.add_column(table.labels[i], no_wrap=True)
-    for i, head in enumerate(heads):
-        out.add_column(head if len(head) <= widths[i] else _broken(head), justify="right", no_wrap=True)
+    for i in chosen:
+        head = _head(table.columns[i])
+        texts = [len(cells[i].text) + len(cells[i].marks) for _, cells in table.rows]
+        out.add_column(head if len(head) <= max(texts, default=0) else _broken(head), justify="right", no_wrap=True)
     for labels, cells in table.rows:
-        out.add_row(*(labels[i] for i in shown), *map(_styled, cells))
+        out.add_row(*(labels[i] for i in shown), *(_styled(cells[i]) for i in chosen))
+    return out
+
+
+def _width(table: rich.table.Table) -> int:
     wide = Console(width=10_000)
-    needed = rich.measure.Measurement.get(wide, wide.options, out).maximum
-    return Group(out if needed <= width else _stacked(empty(), table, shown, heads), Text(notes))
+    return rich.measure.Measurement.get(wide, wide.options, table).maximum
 
 
-def _stacked(out: rich.table.Table, table: Table, shown: list[int], heads: list[str]) -> rich.table.Table:
+def _stacked(table: Table, shown: list[int]) -> rich.table.Table:
+    out = _empty()
     out.show_header = False
     out.add_column(overflow="fold")
     out.add_column(justify="right", overflow="fold")
     for labels, cells in table.rows:
         out.add_row(Text(" ".join(labels[i] for i in shown), style="bold"), "")
-        for head, cell in zip(heads, cells, strict=True):
-            out.add_row("  " + head, _styled(cell))
+        for column, cell in zip(table.columns, cells, strict=True):
+            out.add_row("  " + _head(column), _styled(cell))
         out.add_section()
     return out
 
