@@ -176,6 +176,10 @@ def _section(found: Study, model: str, prompts: str, wanted: str | None, figure:
     if others:
         lines += ["", "By the other metrics of single images:", ""]
         lines += [_sentence(r, found, name=True) for r in others]
+    whole = _whole_cells(found, base)
+    if whole:
+        lines += ["", "By the metrics of whole cells (prompts left out by jackknife; not adjusted for the number of "
+                  "methods):", "", *whole]
     lines += ["", "### All methods", "", render.markdown(_overview(found, spec))]
     if figure:
         lines += [f"![{primary} against denoiser evaluations]({figure})", ""]
@@ -222,6 +226,24 @@ def _sentence(record: Record, found: Study, name: bool = False) -> str:
     if found.judges.get(record["method"]) == record["metric"]:
         text += " (it chooses by this very metric: no independent evidence)"
     return text + "."
+
+
+def _whole_cells(found: Study, base: str) -> list[str]:
+    """Bullets for the paired differences of distribution metrics that the records hold."""
+    lines = []
+    for record in found.cells:
+        delta = (record.get("against") or {}).get(base)
+        if delta is None or record["method"] == base:
+            continue
+        info = found.metrics[record["metric"]]
+        digits = layout.decimals([delta["value"], delta["low"], delta["high"]])
+        lines.append(
+            f"- **{record['method']}** ({record['metric']}): "
+            f"{verdict(delta | {'p_holm': 0.0}, info.higher_is_better)}; "
+            f"{layout.fixed(delta['value'], digits, sign=True)}{layout.interval(delta, digits, sign=True)}, "
+            f"{record['n']} images."
+        )
+    return lines
 
 
 def _equals(p: str) -> str:

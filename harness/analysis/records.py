@@ -48,8 +48,9 @@ def records(
             sample_id.
         scores: sample_id, metric, metric_digest, value, error; rows of another digest than the metric's count
             for nothing.
-        distribution: values of whole cells: model, method, prompts, metric, value, low, high, n, and `error`
-            (why there is none).
+        distribution: values of whole cells: model, method, prompts, metric, value, low, high, n, `error` (why
+            there is none), and, where it has been computed, `against`: by method the paired difference to it
+            (value, low, high), which the record then holds as well.
         metrics: by label, in the order of the table.
         trained: by model label; False marks random weights.
 
@@ -188,7 +189,8 @@ def _of_cell(value: Mapping[str, Any] | None, cell: pd.DataFrame) -> Record:
     ends = {key: number(value.get(key)) for key in ("value", "low", "high")}
     if ends["value"] is None and reason is None:
         reason = "no value"
-    return ends | {"n": n, "failed": lacking, "reason": reason}
+    against = {"against": value["against"]} if value.get("against") else {}
+    return ends | {"n": n, "failed": lacking, "reason": reason} | against
 
 
 def _nothing(rows: int, reason: str) -> Record:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from harness.frechet import jackknife_interval, prompt_groups
+from harness.frechet import jackknife_difference, jackknife_interval, prompt_groups
 from harness.identity import digest
 from harness.prompts import Prompt
 
@@ -135,3 +135,19 @@ class DistributionMetric(Metric):
             return float("nan"), float("nan")
         low, high = jackknife_interval(self.distance(features, reference), left_out, np.bincount(group), confidence)
         return max(low, self.lowest), high
+
+    def difference(
+        self,
+        first: tuple[np.ndarray, Sequence[Any]],
+        second: tuple[np.ndarray, Sequence[Any]],
+        reference: Reference,
+    ) -> tuple[float, float, float]:
+        """The distance of `first` minus that of `second`, paired by prompt, with its interval: (value, low, high).
+
+        Each side is (features, the prompt of each row). Raises ValueError where their prompts differ.
+        """
+
+        def statistic(features: np.ndarray, group: np.ndarray) -> tuple[float, np.ndarray]:
+            return self.distance(features, reference), self.without(features, group, reference)
+
+        return jackknife_difference(statistic, first, second)

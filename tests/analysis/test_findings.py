@@ -85,6 +85,7 @@ def test_judges_equal_cost_and_tasks(text):
 
 def test_what_a_run_exports_is_what_findings_read(tmp_path):
     w = world(prompts=24)
+    w.distribution[0]["against"] = {"cfg-3": {"value": 2.5, "low": 2.0, "high": 3.0}}
     path = findings.export(w, tmp_path / "study.parquet")
     found = findings.read(path)
     assert list(found.metrics) == ["geneval-shapes", "clipscore-shapes", "fd-shapes-clip"]
@@ -95,6 +96,7 @@ def test_what_a_run_exports_is_what_findings_read(tmp_path):
     text = findings.findings(found)
     assert "fd-shapes-clip ↓" in text
     assert "5.000 [4.500, 5.500]" in text
+    assert "- **no-guidance** (fd-shapes-clip): hurts; +2.500 [+2.000, +3.000], 48 images." in text
 
 
 def test_command_line(tmp_path, rows):
