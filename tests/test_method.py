@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,29 @@ def test_a_row_does_not_depend_on_how_rows_are_batched(model: StableDiffusion, r
     some = method(model, [prompts[i] for i in rows], seeds=rows)
     np.testing.assert_allclose(some.initial_noise, whole.initial_noise[rows], atol=1e-3)
     assert np.abs(some.images.astype(int) - whole.images[rows]).max() <= 1
+
+
+def test_scores_do_not_depend_on_the_batch_size(model: StableDiffusion) -> None:
+    method = build("stable")
+    prompts = [Prompt(str(i), text) for i, text in enumerate(TEXTS)]
+    whole = method(model, prompts, seeds=7)
+    for i, prompt in enumerate(prompts):
+        alone = method(model, [prompt], seeds=7)
+        assert alone.records[0]["scores"] == pytest.approx(whole.records[i]["scores"], abs=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "euler", "heun", "dpmsolver++"])
+def test_a_model_whose_noisiest_level_holds_no_signal(tmp_path: Path, solver: str) -> None:
+    folder = tiny_stable_diffusion(tmp_path, prediction_type="v_prediction")
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": True}))
+    model = StableDiffusion.load(str(folder))
+    assert model.alpha_sigma(999) == (0, 1)  # no epsilon prediction could be undone here; v can
+    guidance = {"cfg": {"scale": 3, "sigma": [0.1, None]}}
+    for noise in ("nlg", {"inversion_stability": {"candidates": 2}}):
+        result = load_method(noise, guidance, {"name": solver, "steps": 3})(model, TEXTS[:1])
+        assert torch.isfinite(result.latents).all()
+        assert torch.isfinite(result.initial_noise).all()
 
 
 @pytest.mark.parametrize("name", list(METHODS))

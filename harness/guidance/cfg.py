@@ -21,7 +21,8 @@ class CFG:
     Scale 1 is no guidance, scale 0 unconditional sampling; both cost one evaluation. At most one interval may
     be given; outside it, only the conditional prediction is made:
 
-    - `sigma: [low, high]`: steps whose noise level sigma/alpha at their start lies in (low, high];
+    - `sigma: [low, high]`: steps whose noise level sigma/alpha at their start lies in (low, high]; high may be
+      null, for no upper end;
     - `steps: [first, last]`: step indices from 0 (noisiest), both inclusive;
     - `fraction: [from, to]`: steps i of N with from <= i/N < to.
 
@@ -29,7 +30,7 @@ class CFG:
     """
 
     scale: float
-    sigma: tuple[float, float] | None = None
+    sigma: tuple[float, float | None] | None = None
     steps: tuple[int, int] | None = None
     fraction: tuple[float, float] | None = None
 
@@ -43,8 +44,10 @@ class CFG:
             raise ValueError(f"scale must be a finite number, got {self.scale}")
         for name in given:
             low, high = getattr(self, name)
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise ValueError(f"{name}: [{low}, {high}] must hold finite numbers (for no upper end: 1000)")
+            if name == "sigma" and high is None:
+                high = math.inf
+            elif not (math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"{name}: [{low}, {high}] must hold finite numbers (sigma: null for no upper end)")
             if low > high or (low == high and name != "steps"):
                 raise ValueError(f"{name}: [{low}, {high}] is upside down or empty; expected [low, high]")
             if low < 0 or (name == "fraction" and high > 1):
@@ -61,7 +64,8 @@ class CFG:
     def active(self, step: Step) -> bool:
         """Whether this step is guided."""
         if self.sigma is not None:
-            return self.sigma[0] < step.sigma <= self.sigma[1]
+            low, high = self.sigma
+            return low < step.sigma and (high is None or step.sigma <= high)
         if self.steps is not None:
             return self.steps[0] <= step.index <= self.steps[1]
         if self.fraction is not None:

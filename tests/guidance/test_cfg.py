@@ -18,6 +18,7 @@ def test_intervals() -> None:
     assert active(CFG(5, steps=(1, 2)), 4) == [1, 2]  # both inclusive
     assert active(CFG(5, steps=(2, 2)), 4) == [2]
     assert active(CFG(5, sigma=(7, 9)), 4) == [1, 2]  # 9 is in, 7 is not
+    assert active(CFG(5, sigma=(8, None)), 4) == [0, 1]
     assert active(CFG(5, fraction=(0.25, 0.75)), 20) == list(range(5, 15))
     assert active(CFG(5, fraction=(0, 1)), 7) == list(range(7))
 
