@@ -371,6 +371,7 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
             for label, metric in metrics.items()
             if isinstance(metric.metric, DistributionMetric) and metric.missing is None
         },
+        {spec.baseline for spec in resolved.benchmark.tables if spec.baseline is not None},
     )
     infos = {label: _info(metric) for label, metric in metrics.items()}
     kept = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame(columns=SCORES)
