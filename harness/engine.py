@@ -26,6 +26,7 @@ from harness.units import GenerateUnit, Part, Report
 __all__ = ["Engine", "LocalEngine", "RayEngine", "open_engine"]
 
 IN_FLIGHT = 2  # units an actor holds: the next one waits at the worker, not at the driver
+CURRENT_CLUSTER = "ray_current_cluster"  # the file in which `ray start` notes its address
 TRIES = 3  # workers that may die over one unit
 START_TIMEOUT = 600.0  # seconds without any worker before it is said that none can start
 # What a worker on another node must know of this process's environment. No tokens: Ray shows these to its users.
@@ -125,6 +126,7 @@ class RayEngine:
         named = self.address or os.environ.get("RAY_ADDRESS")
         if named and named != "local":
             try:
+                _knock(named)
                 ray.init(address=named, **quiet)
             except Exception as error:  # Ray raises a different kind for every way in which this fails
                 raise HarnessError(
@@ -141,10 +143,20 @@ class RayEngine:
         cores = os.cpu_count() or 1
         with contextlib.suppress(AttributeError):
             cores = len(os.sched_getaffinity(0))
-        ray.init(
-            address="local", num_cpus=cores, include_dashboard=False, object_store_memory=100 * 2**20,
-            _node_ip_address="127.0.0.1", **quiet,
-        )
+        for attempt in range(2):
+            try:
+                ray.init(
+                    address="local", num_cpus=cores, include_dashboard=False, object_store_memory=100 * 2**20,
+                    _node_ip_address="127.0.0.1", **quiet,
+                )
+                return
+            except Exception as error:  # on a very busy machine Ray loses patience with its own processes
+                ray.shutdown()
+                if attempt:
+                    raise HarnessError(
+                        f"Ray could not start on this machine: {_last_line(error)} Try again when it is less busy, "
+                        f"or with --workers 0, which needs no Ray"
+                    ) from error
 
     def describe(self) -> str:
         """See `Engine.describe`."""
@@ -284,8 +296,7 @@ class _Rush:
             cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
             if isinstance(cause, HarnessError):
                 raise type(cause)(str(cause)) from None
-            lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-            raise HarnessError(f"a worker cannot work: {type(cause).__name__}: {lines[-1] if lines else ''}") from cause
+            raise HarnessError(f"a worker cannot work: {type(cause).__name__}: {_last_line(cause)}") from cause
         except RayError as error:
             self._bury(worker, str(error))
             return
@@ -305,7 +316,7 @@ class _Rush:
             ray.kill(worker.handle)
         self.pool.remove(worker)
         self.deaths += 1
-        said = next((line.strip() for line in reversed(reason.strip().splitlines()) if line.strip()), "it died")
+        said = _last_line(reason) or "it died"
         doing = [unit for _, unit in worker.units]
         for unit in reversed(doing[1:]):
             self.queue.appendleft(unit)
@@ -347,6 +358,11 @@ class _Rush:
         )
 
 
+def _last_line(error: object) -> str:
+    """The last line of a message of several: Ray's tracebacks end with what happened."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+
+
 def _environment(slot: Slot) -> dict[str, str]:
     """The environment of a worker's process."""
     variables = {name: str(slot.threads) for name in THREAD_VARIABLES}
@@ -357,15 +373,22 @@ def _environment(slot: Slot) -> dict[str, str]:
     return variables
 
 
+def _knock(address: str) -> None:
+    """Raises OSError when nobody listens at `host:port` (Ray itself would try for a minute)."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():  # others, like "auto", are for Ray to understand
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+
+
 def _cluster_of_this_machine() -> str | None:
-    """The address that `ray start` left on this machine, if somebody still answers there."""
-    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    for place in (folder, Path("/tmp")):
-        with contextlib.suppress(OSError, ValueError):
-            address = (place / "ray" / "ray_current_cluster").read_text().strip()
-            host, _, port = address.rpartition(":")
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
-                return address
+    """The address that `ray start` noted on this machine, if somebody still answers there."""
+    for folder in (os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp"):
+        if folder:
+            with contextlib.suppress(OSError):
+                address = (Path(folder) / "ray" / CURRENT_CLUSTER).read_text().strip()
+                if ":" in address:
+                    _knock(address)
+                    return address
     return None
 
 
