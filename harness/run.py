@@ -304,8 +304,8 @@ class _Work:
         place = "/".join((report.part.model, report.part.method, report.part.prompts, report.part.name))
         for failed in report.failed:
             self.store.log("failed", stage=report.stage, part=place, **failed)
-            what = failed.get("prompt_id") or failed.get("sample_id") or ""
-            about = " ".join(str(word) for word in (failed.get("metric"), what and f"prompt {what}") if word)
+            kinds = {"metric": "metric", "prompt_id": "prompt", "sample_id": "sample"}
+            about = ", ".join(f"{word} {failed[key]}" for key, word in kinds.items() if failed.get(key) is not None)
             self.failures.append(f"{report.stage} {place}: {about + ': ' if about else ''}{failed['error']}")
 
 

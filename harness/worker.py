@@ -217,7 +217,7 @@ class Worker:
                 out.append(line | {"value": None, "error": outcome})
             else:
                 value, detail = outcome
-                error = None if np.isfinite(value) else f"the metric gave {value}"
+                error = None if np.isfinite(value) else str(detail.get("reason") or f"the metric gave {value}")
                 out.append(line | {"value": value, "detail": detail, "error": error})
         self.store.write_scores(label, part, out)
         return [
