@@ -5,8 +5,10 @@ Any other text still tokenizes, by letters. Deterministic: the same words give t
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.shapes.grammar import NUMBERS, SIZES
@@ -72,3 +74,13 @@ def tokenize(texts: list[str]) -> list[list[int]]:
     """Token ids [n, 24], padded with the end token and cut."""
     batch = make_tokenizer()(texts, padding="max_length", max_length=LENGTH, truncation=True)
     return list(batch["input_ids"])
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Save the tokenizer, with CLIP's classic two files beside for older readers."""
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.json").write_text(json.dumps(dict(vocab), ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(m) for m in merges())]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -151,9 +151,8 @@ def assemble_pipeline(parts: Path, folder: Path) -> None:
     from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    from harness.shapes.tokenizer import make_tokenizer
+    from harness.shapes.tokenizer import make_tokenizer, save_tokenizer
     from harness.shapes.train_unet import make_scheduler
-    from harness.shapes.train_vision import save_tokenizer
 
     pipe = StableDiffusionPipeline(
         vae=AutoencoderTiny.from_pretrained(parts / "vae", torch_dtype=torch.float16),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,14 @@ class AutoencoderStage(Stage):
     @torch.no_grad()
     def export(self, out: Path) -> dict[str, Any]:
         """Set the scaling factor to unit variance over 512 scenes and save as ``out/vae``."""
-        x = to_pixels(self.world.image(np.arange(512)))
+        x = to_pixels(self.world.image(np.arange(min(512, len(self.world)))))
         z = torch.cat([self.model.encode(part.to(self.device)).latents for part in x.split(64)])
         y = torch.cat([self.model.decode(part).sample for part in z.split(64)]).clamp(-1, 1)
         self.model.register_to_config(scaling_factor=round(float(1 / z.std()), 4))
-        self.model.half().save_pretrained(out / "vae", variant=None)
+        self.model.half().save_pretrained(out / "vae")
+        config = json.loads((out / "vae" / "config.json").read_text())
+        config.pop("block_out_channels", None)  # the class writes it, and then warns of it when it loads
+        (out / "vae" / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         self.model.float()
         mse = (y.cpu() - x).square().mean()
         return {"psnr": -10 * float(torch.log10(mse / 4)), "scaling_factor": self.model.config.scaling_factor}

@@ -13,7 +13,7 @@ from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
-from harness.shapes.data import PART, load_world
+from harness.shapes.data import load_world, part_folders
 from harness.shapes.loop import Draws, Stage
 from harness.shapes.tokenizer import tokenize
 from harness.shapes.train_autoencoder import to_pixels
@@ -63,7 +63,7 @@ def _encode_part(job: tuple[str, str, str]) -> None:
     torch.set_num_threads(1)
     vae = AutoencoderTiny.from_pretrained(vae_folder).float().eval()
     images = np.load(Path(part) / "images.npy", mmap_mode="r")
-    z = [vae.encode(to_pixels(images[i : i + 100])).latents for i in range(0, PART, 100)]
+    z = [vae.encode(to_pixels(images[i : i + 100])).latents for i in range(0, len(images), 100)]
     latents = (torch.cat(z) * vae.config.scaling_factor).half().numpy()
     beside = Path(part) / f"{name}.tmp.npy"
     np.save(beside, latents)
@@ -76,7 +76,7 @@ def prepare(data: str, scenes: int, parts: str, processes: int = 2) -> None:
     world = load_world(data, scenes, processes)
     vae, text = Path(parts) / "vae", Path(parts) / "text"
     name = f"latents-{_digest(vae)}.npy"
-    jobs = [(str(Path(data) / f"part-{p:03d}"), str(vae), name) for p in range(scenes // PART)]
+    jobs = [(str(p), str(vae), name) for p in part_folders(data, scenes)]
     jobs = [j for j in jobs if not (Path(j[0]) / name).exists()]
     if jobs and processes > 1:
         with get_context("spawn").Pool(processes) as pool:
@@ -119,13 +119,11 @@ class UNetStage(Stage):
         self.world, self.batch, self.device = load_world(data, scenes, 1), batch, device
         self.dropout, self.power, self.parts = dropout, power, Path(parts)
         vae, text = self.parts / "vae", self.parts / "text"
-        self.latents = np.concatenate(
-            [np.load(Path(data) / f"part-{p:03d}" / f"latents-{_digest(vae)}.npy") for p in range(scenes // PART)]
-        )
+        self.latents = np.concatenate([np.load(p / f"latents-{_digest(vae)}.npy") for p in part_folders(data, scenes)])
         self.states = np.load(Path(data) / f"states-{scenes}-{_digest(text)}.npy", mmap_mode="r")
         self.alphas = make_scheduler().alphas_cumprod
         self.model = UNet2DConditionModel.from_pretrained(init).float() if init else make_unet()
-        self.p = self._weights(kinds) if kinds else None
+        self.cumulative = np.cumsum(self._weights(kinds)) if kinds else None
 
     def _weights(self, kinds: dict[str, float]) -> np.ndarray:
         """Probability of each scene, for other shares of the kinds of scenes than they were drawn with."""
@@ -144,10 +142,10 @@ class UNetStage(Stage):
     def loss(self, draws: Draws, step: int) -> tuple[Tensor, dict[str, float]]:
         """Weighted error of the predicted noise."""
         n, g = self.batch, draws.numpy
-        if self.p is None:
+        if self.cumulative is None:
             index = g.integers(len(self.world), size=n)
         else:
-            index = np.searchsorted(np.cumsum(self.p), g.random(n)).clip(max=len(self.world) - 1)
+            index = np.searchsorted(self.cumulative, g.random(n)).clip(max=len(self.world) - 1)
         caption = self.world.caption_of[index, g.integers(self.world.caption_of.shape[1], size=n)] + 1
         caption[g.random(n) < self.dropout] = 0  # row 0: the empty caption
         u = (g.permutation(n) + g.random(n)) / n

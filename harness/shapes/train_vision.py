@@ -1,8 +1,9 @@
 """Stage 4, the vision tower of ``shapes-clip``, trained against the finished text tower.
 
-- Every patch says what covers it (shape, colour) and where that object's middle is: local supervision, which a
-  contrastive loss alone takes very long to find;
-- the class token says how many of each shape and of each colour there are, and the background;
+- Every patch says what covers it (shape, colour), where that object's middle is and which relations it has to the
+  other object: local supervision, which a contrastive loss alone takes very long to find;
+- the class token says how many of each shape and of each colour there are, where each shape is, and the background
+  (one fact a shape: without these a first tower, right about seen relations, was at chance on held-out ones);
 - its projection must match the captions of its scene against those of the batch (captions that happen to be true of
   another scene are no negatives there) and against each caption's near misses, its colours or its roles exchanged.
 """
@@ -25,11 +26,9 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from harness.shapes.data import FIELDS, GROUPS, World, load_world
-from harness.shapes.grammar import Caption, Group
+from harness.shapes.data import World, decode_facts, load_world, scene_roles, truth_table
 from harness.shapes.loop import Draws, Stage
-from harness.shapes.scene import BACKGROUNDS, COLOURS, LARGE, RELATIONS, SHAPES, SMALL, Box, extent, relations
-from harness.shapes.tokenizer import make_tokenizer, tokenize
+from harness.shapes.tokenizer import save_tokenizer, tokenize
 from harness.shapes.train_text import PROJECTION, WIDTH, swaps
 
 PATCH = 8
@@ -48,62 +47,19 @@ def vision_config() -> CLIPVisionConfig:
     )
 
 
-def decode_facts(facts: np.ndarray) -> Caption:
-    """A plain caption of ``encode_facts``'s numbers, "a photo of ..."."""
-    groups = []
-    for g in facts[:-1].reshape(GROUPS, len(FIELDS)):
-        if g[0] < 6:
-            colour = list(COLOURS)[g[2]] if g[2] < 6 else None
-            size = ("small", "large")[g[3]] if g[3] < 2 else None
-            groups.append(Group(SHAPES[g[0]], int(g[1]) + 1, colour, size, RELATIONS[g[4]] if g[4] < 4 else None))
-    return Caption("mixed", tuple(groups), list(BACKGROUNDS)[facts[-1]] if facts[-1] < 3 else None)
-
-
-def truth_table(scenes: np.ndarray, facts: np.ndarray) -> np.ndarray:
-    """Which captions are true of which scenes, and name all that is there: scenes [n, 21], facts [m, 16] to [n, m]."""
-    things = scenes[:, :-1].reshape(-1, 4, 5)
-    shape, colour, radius = things[..., 0].astype(int), things[..., 1].astype(int), things[..., 4]
-    table = np.zeros((len(facts), len(scenes)), bool)
-    count = np.stack([(shape == s).sum(1) for s in range(6)], 1)
-    boxes = (
-        np.array([extent(s) for s in SHAPES] + [(0, 0, 0, 0)])[shape] * radius[..., None] + things[..., [2, 3, 2, 3]]
-    )
-    for j, fact in enumerate(facts):
-        groups = fact[:-1].reshape(GROUPS, len(FIELDS)).astype(int)
-        groups = groups[groups[:, 0] < 6]
-        want = np.zeros(6, int)
-        want[groups[:, 0]] = groups[:, 1] + 1
-        good = (count == want).all(1)
-        if fact[-1] < 3:
-            good &= scenes[:, -1] == fact[-1]
-        for g in groups:
-            mine = shape == g[0]
-            if g[2] < 6:
-                good &= (~mine | (colour == g[2])).all(1)
-            if g[3] < 2:
-                fits = radius <= SMALL if g[3] == 0 else radius >= LARGE
-                good &= (~mine | fits).all(1)
-        if groups[0, 4] < 4:
-            for i in np.flatnonzero(good):
-                a, b = (Box(*boxes[i, int(np.flatnonzero(shape[i] == g[0])[0])]) for g in groups[:2])
-                good[i] = RELATIONS[groups[0, 4]] in relations(a, b)
-        table[j] = good
-    return table.T
-
-
 class VisionTower(nn.Module):
     """The CLIP vision model with its training heads."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clip = CLIPVisionModelWithProjection(vision_config())
-        self.patch = nn.Linear(WIDTH, 7 + 7 + 2)  # shape (6: nothing), colour, offset to the middle
-        self.whole = nn.Linear(WIDTH, 6 * 5 + 6 * 5 + 3)  # number of each shape, of each colour, background
+        self.patch = nn.Linear(WIDTH, 7 + 7 + 2 + 4)  # shape (6: nothing), colour, offset to the middle, relations
+        self.whole = nn.Linear(WIDTH, 6 * 5 + 6 * 5 + 3 + 12)  # number of each shape, each colour; background; places
         self.temperature = nn.Parameter(torch.tensor(3.0))
 
 
-def patch_targets(scenes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What covers each patch: shape and colour [n, 64] (6: nothing), offset to its middle [n, 64, 2]."""
+def patch_targets(scenes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What covers each patch: shape and colour [n, 64] (6: nothing), offset to its middle [n, 64, 2], its number."""
     things = scenes[:, :-1].reshape(-1, 4, 5)
     grid = (np.arange(8) + 0.5) * PATCH
     centre = np.stack(np.meshgrid(grid, grid, indexing="xy"), -1).reshape(1, 64, 1, 2)
@@ -116,7 +72,7 @@ def patch_targets(scenes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     shape = np.where(hit, things[rows, best, 0], 6).astype(np.int64)
     colour = np.where(hit, things[rows, best, 1], 6).astype(np.int64)
     move = np.take_along_axis(offset, best[..., None, None], 2)[:, :, 0] / 16
-    return shape, colour, move.astype(np.float32)
+    return shape, colour, move.astype(np.float32), best
 
 
 def normalise(images: np.ndarray) -> Tensor:
@@ -146,13 +102,28 @@ class VisionStage(Stage):
         self.world: World = load_world(data, scenes, 1)
         self.parts, self.batch, self.device = Path(parts), batch, device
         self.text = CLIPTextModelWithProjection.from_pretrained(self.parts / "text").eval().requires_grad_(False)
-        self.ids = torch.tensor(tokenize(self.world.texts))
+        self.table, self.misses = self.embed_texts()
+        self.taste = np.array([1.0, 1.0, 1.0, 1.0, 3.0, 1.5, 1.0])  # how often which task's captions, mixed last
         self.model = VisionTower()
         if init:
             old = CLIPModel.from_pretrained(init).float()
             m: Any = self.model
             m.clip.vision_model.load_state_dict(old.vision_model.state_dict())
             m.clip.visual_projection.load_state_dict(old.visual_projection.state_dict())
+
+    @torch.no_grad()
+    def embed_texts(self) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of every caption and near miss [m, 128]; rows of each caption's two near misses, or -1."""
+        texts: dict[str, int] = {t: i for i, t in enumerate(self.world.texts)}
+        misses = np.full((len(self.world.facts), 2), -1, np.int64)
+        for i, fact in enumerate(self.world.facts):
+            for k, miss in enumerate(swaps(fact)):
+                if (miss != fact).any():
+                    misses[i, k] = texts.setdefault(decode_facts(miss).text, len(texts))
+        ids = torch.tensor(tokenize(list(texts)))
+        return F.normalize(
+            torch.cat([self.text(input_ids=p).text_embeds for p in ids.split(512)]), dim=-1
+        ), torch.from_numpy(misses)
 
     def samples(self) -> int:
         """Images of one step on one rank."""
@@ -172,12 +143,17 @@ class VisionStage(Stage):
         tokens, pooled = hidden.last_hidden_state[:, 1:], hidden.pooler_output
         image = F.normalize(m.clip.visual_projection(pooled), dim=-1)
 
-        shape, colour, move = (torch.from_numpy(a).to(self.device) for a in patch_targets(scenes))
+        shape, colour, move, thing = (torch.from_numpy(a).to(self.device) for a in patch_targets(scenes))
         dense = m.patch(tokens)
         local = F.cross_entropy(dense[..., :7].flatten(0, 1), shape.flatten())
         local = local + F.cross_entropy(dense[..., 7:14].flatten(0, 1), colour.flatten())
         there = (shape < 6)[..., None]
-        local = local + ((dense[..., 14:] - move).abs() * there).sum() / there.sum()
+        local = local + ((dense[..., 14:16] - move).abs() * there).sum() / there.sum()
+        roles = torch.from_numpy(scene_roles(scenes)).to(self.device)
+        of_patch = roles.gather(1, thing[..., None].expand(-1, -1, 4)).float()
+        asked = there & roles.any(-1).any(-1)[:, None, None]
+        role = F.binary_cross_entropy_with_logits(dense[..., 16:], of_patch, reduction="none")
+        role = (role * asked).sum() / (4 * asked.sum()).clamp(min=1)
 
         things = scenes[:, :-1].reshape(-1, 4, 5)
         real = things[..., 0] < 6
@@ -185,17 +161,20 @@ class VisionStage(Stage):
         whole = m.whole(pooled)
         target = torch.from_numpy(np.stack(numbers, 1)).to(self.device)
         count = F.cross_entropy(whole[:, :60].unflatten(1, (12, 5)).flatten(0, 1), target.flatten())
-        count = count + F.cross_entropy(whole[:, 60:], torch.from_numpy(scenes[:, -1]).long().to(self.device))
+        count = count + F.cross_entropy(whole[:, 60:63], torch.from_numpy(scenes[:, -1]).long().to(self.device))
 
-        rows = self.world.caption_of[index, g.integers(self.world.caption_of.shape[1], size=self.batch)]
+        single = target[:, :6] == 1
+        place = np.zeros((self.batch, 7, 2), np.float32)
+        np.put_along_axis(place, things[..., :1].astype(int), things[..., 2:4] / 32 - 1, 1)
+        gap = (whole[:, 63:].unflatten(1, (6, 2)) - torch.from_numpy(place[:, :6]).to(self.device)).abs()
+        where = (gap * single[..., None]).sum() / single.sum().clamp(min=1)
+
+        options = self.world.caption_of[index]
+        taste = self.taste[self.world.tags[options]].cumsum(1)
+        rows = options[np.arange(self.batch), (taste < g.random((self.batch, 1)) * taste[:, -1:]).sum(1)]
         facts = self.world.facts[rows]
-        near = np.stack([swaps(f) for f in facts])
-        differs = torch.from_numpy((near != facts[:, None]).any(-1)).to(self.device)
-        with torch.no_grad():
-            missed = torch.tensor(tokenize([decode_facts(f).text for f in near.reshape(-1, near.shape[-1])]))
-            ids = torch.cat([self.ids[rows], missed]).to(self.device)
-            text = F.normalize(self.text.to(self.device)(input_ids=ids).text_embeds, dim=-1)
-        own, miss = text[: self.batch], text[self.batch :].view(self.batch, 2, -1)
+        differs = (self.misses[rows] >= 0).to(self.device)
+        own, miss = self.table[rows].to(self.device), self.table[self.misses[rows]].to(self.device)
         scale = m.temperature.exp()
         also = torch.from_numpy(truth_table(scenes, facts)).to(self.device)
         also = also & ~torch.eye(self.batch, dtype=torch.bool, device=self.device)
@@ -206,12 +185,14 @@ class VisionStage(Stage):
         match = 1 - (image * own).sum(-1).mean()
         figures = {
             "local": float(local.detach()),
+            "role": float(role.detach()),
+            "where": float(where.detach()),
             "count": float(count.detach()),
             "contrast": float(contrast.detach()),
             "top1": float((logits.argmax(1) == diagonal).float().mean()),
             "swap": float((near_logits.detach() < logits.diagonal()[:, None])[differs].float().mean()),
         }
-        return contrast + match + local + count, figures
+        return contrast + match + local + 2 * role + count + 2 * where, figures
 
     def export(self, out: Path) -> dict[str, Any]:
         """Join both towers and save as ``out/shapes-clip`` in half precision, with tokenizer and processor."""
@@ -242,10 +223,3 @@ def export_clip(
         image_std=[0.5] * 3,
     ).save_pretrained(folder)
     return {"parameters": sum(p.numel() for p in model.parameters())}
-
-
-def save_tokenizer(folder: Path) -> None:
-    """Save the tokenizer with the classic two files beside, for older readers."""
-    tokenizer = make_tokenizer()
-    tokenizer.save_pretrained(folder)
-    tokenizer.save_vocabulary(str(folder))
