@@ -154,7 +154,7 @@ class RayEngine:
                 ray.shutdown()
                 if attempt:
                     raise HarnessError(
-                        f"Ray could not start on this machine: {_last_line(error)} Try again when it is less busy, "
+                        f"Ray could not start on this machine: {_last_line(error)}. Try again when it is less busy, "
                         f"or with --workers 0, which needs no Ray"
                     ) from error
 
@@ -331,8 +331,8 @@ class _Rush:
                 self.keep(Report(unit.part, stage, 0, 0.0, [{"error": text, "unit": True}]))
         if self.deaths > self.allowed_deaths:
             raise HarnessError(
-                f"{self.deaths} workers died and not one unit was finished between; the last one so: {said}. "
-                f"Often this is want of memory: fewer --workers, or a smaller batch"
+                f"{self.deaths} workers died and not one unit was finished between; the last one so: {said} "
+                f"(often for want of memory: give fewer --workers, or a smaller batch)"
             )
         if self.queue or any(other.units for other in self.pool):
             self.pool.append(self.engine._start(self.job, self.slot))
@@ -353,14 +353,14 @@ class _Rush:
         resources, room = self.engine._resources(self.slot)
         needs = ", ".join(f"{value:g} {name.removeprefix('num_')}" for name, value in resources.items() if value)
         return (
-            f"no worker could start within {START_TIMEOUT:.0f} s: each needs {needs or 'a process'}, and "
+            f"no worker could start within {START_TIMEOUT:g} s: each needs {needs or 'a process'}, and "
             f"{self.engine.describe()} has room for {room}. Wait for other jobs to end, or ask for less"
         )
 
 
 def _last_line(error: object) -> str:
     """The last line of a message of several: Ray's tracebacks end with what happened."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
+    return next((line.strip(" .") for line in reversed(str(error).splitlines()) if line.strip()), "")
 
 
 def _environment(slot: Slot) -> dict[str, str]:

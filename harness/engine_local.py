@@ -60,7 +60,7 @@ class LocalEngine:
                 try:
                     report = worker.run(unit)
                 except DeviceLost as error:
-                    raise HarnessError(f"the GPU failed in this process: {error}. Run the same command again") from error
+                    raise HarnessError(f"the GPU failed: {error}. The same command resumes") from error
                 reports.append(report)
                 if on_report is not None:
                     on_report(report)

@@ -137,7 +137,7 @@ def test_gpus_are_shared_by_fractions(light: None, job: Job) -> None:
     with RayEngine() as engine:
         engine.run([light_unit(str(i)) for i in range(12)], half)
         assert len(engine._pool[2]) == 4  # type: ignore[index]
-        assert engine.describe() == "a Ray cluster of 1 node(s): 4 CPU(s), 2 GPU(s)"
+        assert engine.describe().endswith(": 1 node(s), 4 CPU(s), 2 GPU(s)")
 
 
 def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(light: None, job: Job, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_local_ray_is_quiet_and_takes_more_workers_than_cores(tmp_path: Path) 
     """)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
-    assert ran.stdout.splitlines()[0].startswith("a local Ray: ")
+    assert "1 node(s)" in ran.stdout.splitlines()[0]
     assert ran.stdout.splitlines()[1:] == [f"20 {(os.cpu_count() or 1) + 1}"]
 
 
