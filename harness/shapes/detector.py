@@ -1,8 +1,9 @@
 """The detector that knows the truth of a 64x64 image, and GenEval's verdict on what it finds. numpy and scipy alone.
 
 Border median as background; whatever differs from it, in connected pieces; colour by the majority of a piece's inner
-pixels (a piece of two colours is cut in two); shape by the nearest of drawn templates of that very size. What is too
-far from every template, or as near to two, has no class: the detector is not lenient.
+pixels (a piece of two colours is cut in two, unless as a whole it has one clear shape: then it has no one colour);
+shape by the nearest of drawn templates stretched to its box. What is too far from every template, or as near to two,
+has no class: the detector is not lenient.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ def detect(image: NDArray[np.uint8]) -> list[Detection]:
         y0, x0 = max(window[0].start - 2, 0), max(window[1].start - 2, 0)
         y1, x1 = min(window[0].stop + 2, SIZE), min(window[1].stop + 2, SIZE)
         mine = labels[y0:y1, x0:x1] == number
+        whole = _motley(pixels[y0:y1, x0:x1], mine, (x0, y0))
+        if whole is not None:
+            found.append(whole)
+            continue
         for part in _cut(pixels[y0:y1, x0:x1], mine):
             found += _piece(pixels[y0:y1, x0:x1], part, labels[y0:y1, x0:x1], number, ground, (x0, y0))
     return sorted(found, key=lambda d: -d.area)
@@ -84,11 +89,27 @@ def _inner(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return core if core.sum() >= 6 else mask
 
 
+def _colours(pixels: NDArray[np.float64], mask: NDArray[np.bool_]) -> list[int]:
+    """The colours that hold a fair share of a piece's inner pixels."""
+    votes = np.bincount(_nearest(pixels[_inner(mask)]), minlength=len(_NAMES))
+    return [int(c) for c in np.flatnonzero((votes > 15) & (votes > 0.2 * votes.sum()))]
+
+
+def _motley(pixels: NDArray[np.float64], mask: NDArray[np.bool_], corner: tuple[int, int]) -> Detection | None:
+    """A piece of several colours that as a whole has a clear shape: one object, of no one colour."""
+    if len(_colours(pixels, mask)) < 2:
+        return None
+    box = _box(mask.astype(float))
+    shape = _shape(mask.astype(float), box)
+    if shape is None:
+        return None
+    x, y = corner
+    return Detection(shape, None, Box(box.x0 + x, box.y0 + y, box.x1 + x, box.y1 + y), float(mask.sum()))
+
+
 def _cut(pixels: NDArray[np.float64], mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     """A connected piece as one mask, or as several if its inner pixels are of several colours (touching objects)."""
-    core = _inner(mask)
-    votes = np.bincount(_nearest(pixels[core]), minlength=len(_NAMES))
-    strong = [int(c) for c in np.flatnonzero((votes > 15) & (votes > 0.2 * votes.sum()))]
+    strong = _colours(pixels, mask)
     if len(strong) < 2:
         return [mask]
     near = np.square(pixels[..., None, :] - _PALETTE[strong]).sum(-1).argmin(-1)

@@ -115,6 +115,7 @@ class UNetStage(Stage):
         power: float = 0.8,
         init: str | None = None,
         kinds: dict[str, float] | None = None,
+        taste: list[float] | None = None,
     ) -> None:
         self.world, self.batch, self.device = load_world(data, scenes, 1), batch, device
         self.dropout, self.power, self.parts = dropout, power, Path(parts)
@@ -123,6 +124,7 @@ class UNetStage(Stage):
         self.states = np.load(Path(data) / f"states-{scenes}-{_digest(text)}.npy", mmap_mode="r")
         self.alphas = make_scheduler().alphas_cumprod
         self.model = UNet2DConditionModel.from_pretrained(init).float() if init else make_unet()
+        self.taste = np.array(taste) if taste else None  # how often which task's captions, mixed last
         self.cumulative = np.cumsum(self._weights(kinds)) if kinds else None
 
     def _weights(self, kinds: dict[str, float]) -> np.ndarray:
@@ -146,7 +148,12 @@ class UNetStage(Stage):
             index = g.integers(len(self.world), size=n)
         else:
             index = np.searchsorted(self.cumulative, g.random(n)).clip(max=len(self.world) - 1)
-        caption = self.world.caption_of[index, g.integers(self.world.caption_of.shape[1], size=n)] + 1
+        options = self.world.caption_of[index]
+        if self.taste is None:
+            caption = options[np.arange(n), g.integers(options.shape[1], size=n)] + 1
+        else:
+            share = self.taste[self.world.tags[options]].cumsum(1)
+            caption = options[np.arange(n), (share < g.random((n, 1)) * share[:, -1:]).sum(1)] + 1
         caption[g.random(n) < self.dropout] = 0  # row 0: the empty caption
         u = (g.permutation(n) + g.random(n)) / n
         t = torch.from_numpy((1000 * u**self.power).astype(np.int64).clip(0, 999))

@@ -1,0 +1,105 @@
+"""The shipped weights: genuine formats, small enough, one text tower, and good for something."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from harness.shapes.evaluate import (
+    WEIGHTS,
+    evaluate,
+    evaluate_clip,
+    image_features,
+    reference_images,
+    scene_captions,
+)
+from harness.shapes.reference import features
+from harness.shapes.tokenizer import tokenize
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_size_and_kinds_of_files() -> None:
+    files = [p for p in WEIGHTS.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 10_000_000
+    assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt", ".md"}
+    for path in WEIGHTS.rglob("*model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            kinds = {file.get_tensor(k).dtype for k in file.keys()}  # noqa: SIM118
+        assert kinds <= {torch.float16, torch.int64}, path
+
+
+def test_pipeline_loads_and_draws() -> None:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "shapes-sd", torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert isinstance(pipe.scheduler, DDIMScheduler)
+    config = pipe.scheduler.config
+    assert (config.prediction_type, config.beta_schedule) == ("epsilon", "scaled_linear")
+    assert (config.timestep_spacing, config.clip_sample) == ("trailing", False)
+    result = pipe("a photo of a red circle", num_inference_steps=2, output_type="np")
+    assert result.images.shape == (1, 64, 64, 3)  # the folder's own default size
+
+
+def test_clip_loads_and_shares_its_text_tower() -> None:
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPModel, CLIPProcessor
+
+    clip = CLIPModel.from_pretrained(WEIGHTS / "shapes-clip").float().eval()
+    processor = CLIPProcessor.from_pretrained(WEIGHTS / "shapes-clip")
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "shapes-sd", torch_dtype=torch.float32)
+    texts = ["a photo of a red star left of a ring", "two crosses", ""]
+    ids = torch.tensor(tokenize(texts))
+    assert torch.equal(pipe.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids, ids)
+    with torch.no_grad():
+        assert torch.equal(pipe.text_encoder(ids)[0], clip.text_model(input_ids=ids).last_hidden_state)
+    images = scene_captions(2, seed=5)[1]
+    pixels = processor(text=texts[:2], images=list(images), return_tensors="pt", padding=True).pixel_values
+    plain = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    assert torch.allclose(pixels, plain, atol=1e-6)
+    with torch.no_grad():
+        mine = image_features(clip, plain, unit=False).numpy()
+    assert np.allclose(mine, features(images), atol=1e-5)
+
+
+def test_reference_belongs_to_the_tower() -> None:
+    path = WEIGHTS / "shapes-clip" / "reference.safetensors"
+    assert path.stat().st_size <= 600_000
+    with safe_open(path, "np") as file:
+        about = file.metadata()
+        mean, cov, rows = (file.get_tensor(k) for k in ("mean", "covariance", "features"))
+    model = WEIGHTS / "shapes-clip" / "model.safetensors"
+    assert about["model_sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert (mean.dtype, cov.dtype, cov.shape, rows.shape) == (np.float64, np.float64, (128, 128), (1000, 128))
+    assert np.linalg.eigvalsh(cov).min() > -1e-9
+    n = json.loads(about["n"])
+    first = features(reference_images(40))
+    kept = np.linspace(0, n - 1, 1000).round().astype(int)
+    inside = kept[kept < 40]
+    assert np.allclose(rows[: len(inside)].astype(float), first[inside], atol=0.02)
+    assert np.abs(rows.astype(float).mean(0) - mean).max() < 0.3 * np.sqrt(np.diag(cov)).max()
+
+
+def test_quality_at_a_glance(capsys: pytest.CaptureFixture[str]) -> None:
+    """60 held-out prompts and 240 renders: far above chance (the full figures are in the model card)."""
+    figures = evaluate(first=60)
+    clip = evaluate_clip(number=240)
+    with capsys.disabled():
+        print("\nshapes-sd, 60 held-out prompts:", figures, "\nshapes-clip:", clip)
+    assert figures["overall"] > 0.5
+    assert clip["r1_of_200"] > 0.5
+    assert clip["attribute_swap"] > 0.8
+    assert clip["position_swap"] > 0.8
