@@ -122,6 +122,8 @@ class RayEngine:
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray's default is 15: beside any other busy process a worker then gets next to nothing.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
         named = self.address or os.environ.get("RAY_ADDRESS")
         if named and named != "local":
