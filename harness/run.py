@@ -356,7 +356,10 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
     """Joins the planned samples with their scores; rows of an earlier, wider plan stay out."""
     planned = {sample for cell in cells for sample in cell.sample_ids()}
     rows = store.read("images", columns=ROWS)
-    rows = rows[rows["sample_id"].isin(planned) & (rows["frame"] == 0)].reset_index(drop=True)
+    rows = rows[rows["sample_id"].isin(planned) & (rows["frame"] == 0)]
+    place = {(cell.model, cell.method, cell.prompts): number for number, cell in enumerate(cells)}
+    order = [place[key] for key in zip(rows["model"], rows["method"], rows["prompts"], strict=True)]
+    rows = rows.assign(order=order).sort_values("order", kind="stable", ignore_index=True).drop(columns="order")
     asked = {named(entry)[0] for entry in resolved.benchmark.metrics}
     metrics = {label: metric for label, metric in resolved.metrics.items() if metric.name in asked}
     scores = [
