@@ -203,9 +203,6 @@ def main() -> None:
     except HarnessError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("\nInterrupted. Finished shards are kept: the same command goes on from there.", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

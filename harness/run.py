@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pandas as pd
@@ -286,8 +287,13 @@ class _Work:
     def __enter__(self) -> "_Work":
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.display.finish()
+        self._stack.__exit__(kind, error, trace)
+        if kind is KeyboardInterrupt:
+            self.display.say("Interrupted. Finished shards are kept: the same command goes on from there.")
 
     def do(self, stage: str, units: Sequence[GenerateUnit | ScoreUnit], samples: int, finished_before: int) -> None:
         """Has all units done; what failed is logged and kept in `failures`."""
