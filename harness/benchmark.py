@@ -107,7 +107,6 @@ class Benchmark(Strict):
     methods: dict[str, MethodSpec] = Field(min_length=1)
     metrics: list[str | dict[str, dict[str, Any]]] = []
     tables: list[TableSpec] = [TableSpec()]
-    published: list[str] = []
 
     @field_validator("name")
     @classmethod

@@ -8,8 +8,6 @@ import torch
 from harness.errors import HarnessError
 from harness.identity import seed64
 
-SEEDINGS = ("identity", "literal", "published")
-
 
 @dataclass(frozen=True)
 class RowKey:
