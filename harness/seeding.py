@@ -39,14 +39,14 @@ def normals(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> to
 
 
 def row_key(seeding: str, prompt_set: str, prompt_id: str, seed: int, columns: dict[str, object]) -> RowKey:
-    """The key of a row under a benchmark's `seeding` (`identity`, `literal`, `published` or `column:NAME`).
+    """The key of a row under a benchmark's `seeding` (`identity`, `literal` or `column:NAME`).
 
     Raises:
         HarnessError: the prompt has no such column, or its value is no whole number.
     """
     if seeding == "identity":
         return RowKey(prompt_set, prompt_id, seed)
-    if seeding in ("literal", "published"):
+    if seeding == "literal":
         return RowKey(prompt_set, prompt_id, seed, literal=seed)
     column = seeding.removeprefix("column:")
     value = columns.get(column)
