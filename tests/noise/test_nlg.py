@@ -1,4 +1,4 @@
-"""Closed forms of specs/methods/nlg.md, sections 2 and 9, on a model whose epsilon is known."""
+"""NLG against closed forms of its algorithm (arXiv 2509.13936), on a model whose epsilon is known."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Selection by inversion stability and best of N: specs/methods/inversion_stability.md, section 10."""
+"""Selection by inversion stability (arXiv 2407.14041) and best of N: order, ties, counts, independence of rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
