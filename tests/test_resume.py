@@ -55,6 +55,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+# A Ray of each run's own, whatever else runs on this machine: its workers then descend from its driver.
+ALONE = {**os.environ, "RAY_ADDRESS": "local"}
+
+
 def command(folder: Path, results: str, workers: int) -> list[str]:
     return [
         sys.executable, "-m", "harness", "run", str(folder / "killed.yaml"), "--results", str(folder / results),
@@ -63,7 +67,9 @@ def command(folder: Path, results: str, workers: int) -> list[str]:
 
 
 def finish(folder: Path, results: str, workers: int) -> pd.DataFrame:
-    done = subprocess.run(command(folder, results, workers), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command(folder, results, workers), cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     return images(folder, results)
 
@@ -114,7 +120,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(folder: Path, und
         victim = "driver" if attempt % 2 == 0 else "worker"
         before = len(list(store.parts("images")))
         with log.open("wb") as out:
-            driver = subprocess.Popen(command(folder, "killed", 2), cwd=ROOT, stdout=out, stderr=out)
+            driver = subprocess.Popen(command(folder, "killed", 2), cwd=ROOT, env=ALONE, stdout=out, stderr=out)
             # From the moment that the workers have their first shards, at a random time.
             while driver.poll() is None and not _actors(driver.pid):
                 time.sleep(0.05)
@@ -144,7 +150,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(folder: Path, und
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, undisturbed: pd.DataFrame) -> None:
     driver = subprocess.Popen(
-        command(folder, "stopped", 2), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(folder, "stopped", 2), cwd=ROOT, env=ALONE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     while driver.poll() is None and not _actors(driver.pid):
         time.sleep(0.05)
