@@ -115,7 +115,7 @@ def scene_captions(number: int, seed: int, held: bool = True) -> tuple[list[Capt
     return captions, scenes
 
 
-def reference_images(n: int = 4800) -> NDArray[np.uint8]:
+def reference_images(n: int = 2000) -> NDArray[np.uint8]:
     """Ground-truth renders uint8 [n, 64, 64, 3], the 240 ``shapes`` prompts in turn; always the same."""
     return np.stack([render(s) for s in scene_captions(n, seed=0)[1]])
 

