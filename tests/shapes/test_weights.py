@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from harness.metrics.base import DistributionMetric
 from harness.metrics.load import load_metric
