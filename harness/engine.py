@@ -279,12 +279,19 @@ class _Rush:
             for worker in self.pool:
                 if worker.starting is not None or len(worker.units) != depth or not self.queue:
                     continue
-                if depth > 0 and len(self.queue) <= len(self.pool):
-                    return
+                if depth > 0 and not self._may_wait(worker, self.queue[0]):
+                    continue
                 unit = self.queue.popleft()
                 if not worker.units:
                     worker.since = time.monotonic()
                 worker.units.append((worker.handle.run.remote(unit), unit))
+
+    def _may_wait(self, worker: _Slot, unit: Unit) -> bool:
+        """Whether a unit may wait behind the one that a worker does. Not while another worker is on its way or
+        the queue is short, and not beside a unit over which a worker has died: the next death must tell which."""
+        if len(self.queue) <= len(self.pool) or any(other.starting is not None for other in self.pool):
+            return False
+        return unit.part not in self.tries and worker.units[0][1].part not in self.tries
 
     def _take(self, ref: Any, worker: _Slot) -> None:
         """What has come back from a worker: that it is ready, a report, or word of its death."""

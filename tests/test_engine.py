@@ -57,7 +57,7 @@ def test_units_are_spread_over_workers_and_done_once(light: None, job: Job) -> N
     with RayEngine(workers=3) as engine:
         reports = engine.run(units, job)
         assert len(engine._pool[2]) == 3  # type: ignore[index]
-        more = engine.run([light_unit(f"1{i}") for i in range(3)], job)
+        more = engine.run([light_unit(f"more{i}") for i in range(3)], job)
     assert len(more) == 3
     assert Counter(report.part for report in reports) == Counter(u.part for u in units)
     assert Counter(name for _, _, name in done(job)).most_common(1)[0][1] == 1
