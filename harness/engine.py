@@ -100,6 +100,9 @@ class RayEngine:
         self._pool: tuple[Job, Slot, list[_Slot]] | None = None
 
     def __enter__(self) -> "RayEngine":
+        # Read when ray is imported. Under `uv run` Ray would otherwise start every worker through uv, which
+        # resolves the project anew each time; the interpreter at hand has all that a worker needs.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         import ray
 
         if not ray.is_initialized():

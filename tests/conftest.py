@@ -10,6 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """One Ray for all tests, pretending to have two GPUs, its processes able to import `tests`."""
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # workers start with this interpreter, not through uv
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
