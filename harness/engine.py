@@ -134,15 +134,17 @@ class RayEngine:
                 _knock(named)
                 ray.init(address=named, **quiet)
             except Exception as error:  # Ray raises a different kind for every way in which this fails
+                hint = "; if it asks for a token, set RAY_AUTH_MODE=token and put the token in ~/.ray/auth_token"
                 raise HarnessError(
                     f"no Ray cluster answers at {named!r} (from {'--address' if self.address else 'RAY_ADDRESS'}): "
-                    f"{str(error).strip().splitlines()[0]}"
+                    f"{str(error).strip().splitlines()[0]}{'' if os.environ.get('RAY_AUTH_MODE') else hint}"
                 ) from error
             return
-        found = None if named == "local" else _cluster_of_this_machine()
-        if found is not None:
+        folder = None if named == "local" else _cluster_of_this_machine()
+        if folder is not None:
             with contextlib.suppress(Exception):  # the address was stale, or of another Ray version
-                ray.init(address=found, **quiet)
+                # "auto" and not the address itself: only so does Ray show this machine's own token where one is kept.
+                ray.init(address="auto", _temp_dir=str(folder), **quiet)
                 return
             ray.shutdown()
         cores = os.cpu_count() or 1
@@ -392,15 +394,15 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
-def _cluster_of_this_machine() -> str | None:
-    """The address that `ray start` noted on this machine, if somebody still answers there."""
+def _cluster_of_this_machine() -> Path | None:
+    """The folder in which `ray start` noted an address on this machine, if somebody still answers there."""
     for folder in (os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp"):
         if folder:
             with contextlib.suppress(OSError):
                 address = (Path(folder) / "ray" / CURRENT_CLUSTER).read_text().strip()
                 if ":" in address:
                     _knock(address)
-                    return address
+                    return Path(folder) / "ray"
     return None
 
 

@@ -29,7 +29,7 @@ class Slow:
     """Leaves the noise as it is, slowly, so that a kill meets a shard in hand."""
 
     def __call__(self, ctx: NoiseContext) -> Refined:
-        time.sleep(0.15)
+        time.sleep(0.3)
         return Refined(ctx.noise)
 '''
 
@@ -114,41 +114,41 @@ def _actors(driver: int) -> list[int]:
 def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(folder: Path, undisturbed: pd.DataFrame) -> None:
     moments = random.Random(7)
     store = Store(folder / "killed" / "killed")
-    kills = {"driver": 0, "worker": 0}
+    kills = {"worker": 0, "driver": 0}
     log = folder / "killed.log"
-    for attempt in range(12):
-        victim = "driver" if attempt % 2 == 0 else "worker"
+    for attempt in range(8):
         before = len(list(store.parts("images")))
         with log.open("wb") as out:
             driver = subprocess.Popen(command(folder, "killed", 2), cwd=ROOT, env=ALONE, stdout=out, stderr=out)
-            # From the moment that the workers have their first shards, at a random time.
+            # Once the workers are there (the first time) or at work: one of them at random, then the driver.
             while driver.poll() is None and not _actors(driver.pid):
                 time.sleep(0.05)
-            while driver.poll() is None and attempt > 2 and len(list(store.parts("images"))) == before:
+            while driver.poll() is None and attempt > 0 and len(list(store.parts("images"))) == before:
                 time.sleep(0.02)
-            time.sleep(moments.uniform(0, 1.0))
-            if driver.poll() is None:
+            for victim in kills:
+                time.sleep(moments.uniform(0, 1.2))
                 target = driver.pid if victim == "driver" else moments.choice(_actors(driver.pid) or [0])
-                if target:
+                if driver.poll() is None and target:
                     os.kill(target, signal.SIGKILL)
                     kills[victim] += 1
-            if victim == "worker":  # the driver goes on by itself and needs nobody's help
-                assert driver.wait(timeout=300) == 0, log.read_text()
-                # Take away half of what is there, so that there is something left to kill over.
+            if driver.wait(timeout=120) == 0:  # it was done before its turn came: leave something to kill over
                 for part in list(store.parts("images"))[::2]:
                     store.path("images", part).unlink()
-            else:
-                driver.wait(timeout=60)
         for path in store.root.rglob("*.parquet"):
             pd.read_parquet(path)  # whole, whatever was killed
-        if kills["driver"] >= 3 and kills["worker"] >= 3:
+        if min(kills.values()) >= 3:
             break
-    assert kills["driver"] >= 3
-    assert kills["worker"] >= 3
-    pd.testing.assert_frame_equal(finish(folder, "killed", 2), undisturbed)
+    assert min(kills.values()) >= 3, log.read_text()
+    # The fourth time only a worker is killed: the driver goes on by itself and needs nobody's help.
+    driver = subprocess.Popen(command(folder, "killed", 2), cwd=ROOT, env=ALONE, stderr=subprocess.PIPE, text=True)
+    while driver.poll() is None and not _actors(driver.pid):
+        time.sleep(0.05)
+    os.kill(_actors(driver.pid)[0], signal.SIGKILL)
+    _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    pd.testing.assert_frame_equal(images(folder, "killed"), undisturbed)
 
 
-@pytest.mark.skip(reason="not solved: it failed when last run, the cause is not yet known")
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, undisturbed: pd.DataFrame) -> None:
     driver = subprocess.Popen(
         command(folder, "stopped", 2), cwd=ROOT, env=ALONE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -157,7 +157,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(folder: Path, undisturbed: p
         time.sleep(0.05)
     time.sleep(0.5)
     driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=60)
+    _, said = driver.communicate(timeout=120)
     assert driver.returncode == 130, said
     assert "the same command goes on" in said
     assert "Traceback" not in said
