@@ -131,8 +131,8 @@ class Benchmark(Strict):
     @field_validator("seeding")
     @classmethod
     def _known_seeding(cls, value: str) -> str:
-        if value not in ("identity", "literal") and not re.fullmatch(r"column:.+", value):
-            raise ValueError(f"expected identity, literal or 'column:NAME', got {value!r}")
+        if value not in ("identity", "literal", "published") and not re.fullmatch(r"column:.+", value):
+            raise ValueError(f"expected identity, literal, published or 'column:NAME', got {value!r}")
         return value
 
     @field_validator("metrics")

@@ -31,8 +31,8 @@ from harness.seeding import RowKey, normals, row_key
 class Result:
     """What a method made, a row each of B prompts.
 
-    `flops` counts the denoiser alone, a gradient pass as two evaluations (encoders, decoders and judges are
-    not in it).
+    `flops` counts the denoiser alone: its evaluations, and a gradient pass through it as two of them. Encoders,
+    decoders and judges are not in it, so neither is a gradient that only they take part in.
     """
 
     images: np.ndarray  # uint8 [B, F, H, W, 3]
@@ -41,7 +41,7 @@ class Result:
     records: list[dict[str, Any]]  # what the noise stage reports
     nfe: np.ndarray  # int64 [B], every denoiser evaluation
     nfe_by_network: list[dict[str, int]]
-    grad_evals: np.ndarray  # int64 [B]
+    grad_evals: np.ndarray  # int64 [B], gradient passes, through the denoiser or not; none of them is in `nfe`
     flops: np.ndarray  # float64 [B]
 
 
@@ -78,8 +78,8 @@ class Method:
         if len(numbers) != len(rows):
             raise HarnessError(f"{len(rows)} prompts, but {len(numbers)} seeds; give one seed, or one a prompt")
         keys = [
-            row_key(seeding, prompt_set, prompt.id, seed, prompt.columns)
-            for prompt, seed in zip(rows, numbers, strict=True)
+            row_key(seeding, prompt_set, prompt.id, seed, prompt.columns, place=place, batch=len(rows))
+            for place, (prompt, seed) in enumerate(zip(rows, numbers, strict=True))
         ]
         return self.run(model, rows, keys)
 
@@ -89,6 +89,8 @@ class Method:
         """One micro-batch: an image for each prompt, its randomness from its key."""
         if self.judge is None and getattr(self.stage, "needs_judge", False):
             raise HarnessError(f"{type(self.stage).__name__} needs a judge: a metric that scores each image")
+        if self.judge is not None and getattr(self.stage, "needs_gradient", False) and not self.judge.has_gradient:
+            raise HarnessError(no_gradient(self.stage, self.judge))
         counter = Counter(len(prompts))
         before, model.counter = model.counter, counter
         try:
@@ -121,11 +123,18 @@ class Method:
         self, model: Diffusion, prompts: Sequence[Prompt], keys: Sequence[RowKey], conditioning: Conditioning,
         noise: Tensor,
     ) -> NoiseContext:
+        def repeated(given: Tensor) -> Conditioning:
+            times, rest = divmod(len(given), len(prompts))
+            if rest or not times:
+                raise HarnessError(f"{type(self.stage).__name__} gave {len(given)} rows to a context of "
+                                   f"{len(prompts)}; expected a multiple of it, the micro-batch again and again")
+            return conditioning if times == 1 else Conditioning.cat([conditioning] * times)
+
         def sample_noise(noise: Tensor) -> Tensor:
-            return sample(model, noise, conditioning, self.guidance, self.sampler)
+            return sample(model, noise, repeated(noise), self.guidance, self.sampler)
 
         def invert_latents(latents: Tensor, scale: float = 1.0) -> Tensor:
-            return invert(model, latents, conditioning, self.sampler, CFG(scale))
+            return invert(model, latents, repeated(latents), self.sampler, CFG(scale))
 
         return NoiseContext(
             noise=noise, prompts=prompts, conditioning=conditioning, model=model, sampler=self.sampler,
@@ -148,9 +157,15 @@ def _flops(model: Diffusion, counter: Counter) -> np.ndarray:
     total = np.zeros(counter.samples, dtype=np.float64)
     for network, counts in counter.by_network.items():
         total += counts * model.flops_per_evaluation(network)
-    if counter.gradients.any():
-        total += 2 * counter.gradients * model.flops_per_evaluation()
+    for network, counts in counter.gradients_by_network.items():
+        total += 2 * counts * model.flops_per_evaluation(network)
     return total
+
+
+def no_gradient(stage: NoiseStage, judge: SampleMetric) -> str:
+    """What to say of a judge that the stage cannot differentiate."""
+    return (f"{type(stage).__name__} needs a judge with a gradient, which {judge.name!r} does not have; take a "
+            f"metric that can be differentiated, as clipscore-shapes can")
 
 
 def load_method(

@@ -5,6 +5,7 @@ Pure: no torch, no ray, no files. A million samples are planned in seconds (`ben
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from harness.identity import sample_id
 from harness.prompts import PromptSet
@@ -32,7 +33,15 @@ class Cell:
 
     def sample_id(self, prompt_id: str, seed: int) -> str:
         """The id of one of the cell's samples."""
-        return sample_id(self.model_digest, self.method_digest, self.prompt_set.id, prompt_id, seed, self.seeding)
+        seeding = self.seeding
+        if seeding == "published":  # the place in the micro-batch decides the image: harness.seeding.RowKey
+            batch, place = divmod(self._places[prompt_id], self.batch)
+            seeding = f"published/{place}" + ("" if batch else "/first")
+        return sample_id(self.model_digest, self.method_digest, self.prompt_set.id, prompt_id, seed, seeding)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {prompt.id: place for place, prompt in enumerate(self.prompt_set.prompts)}
 
     def sample_ids(self) -> Iterator[str]:
         """Every sample of the cell, in order of seeds, then prompts."""
@@ -55,7 +64,7 @@ def shards(cell: Cell, done: Collection[str] = (), taken: Collection[str] = ()) 
     for seed in cell.seeds:
         for first in range(0, len(prompts), cell.shard_size):
             places = range(first, min(first + cell.shard_size, len(prompts)))
-            rows = [(place, Row(cell.sample_id(prompts[place].id, seed), prompts[place])) for place in places]
+            rows = [(place, Row(cell.sample_id(prompts[place].id, seed), prompts[place], place)) for place in places]
             todo = [(place, row) for place, row in rows if row.sample_id not in done]
             if todo:
                 name = _free_name(f"{seed}-{todo[0][0]}-{todo[-1][0]}", taken)

@@ -22,6 +22,7 @@ from harness.identity import digest
 T = TypeVar("T")
 
 KINDS = ("model", "noise", "guidance", "metric")
+HOW = {"how": True}  # metadata of a parameter that changes how a result is computed and not the result
 
 BUILTIN: dict[str, dict[str, str]] = {
     "model": {
@@ -31,7 +32,10 @@ BUILTIN: dict[str, dict[str, str]] = {
         "gaussian": "harness.noise.gaussian:Gaussian",
         "nlg": "harness.noise.nlg:NLG",
         "inversion_stability": "harness.noise.inversion_stability:InversionStability",
+        "noise_optimisation": "harness.noise.noise_optimisation:NoiseOptimisation",
+        "noise_diffusion": "harness.noise.noise_diffusion:NoiseDiffusion",
         "best_of_n": "harness.noise.best_of_n:BestOfN",
+        "zero_order_search": "harness.noise.zero_order_search:ZeroOrderSearch",
     },
     "guidance": {
         "none": "harness.guidance.none:NoGuidance",
@@ -127,14 +131,17 @@ def identity_of(kind: str, name: str, instance: Any) -> dict[str, Any]:
     """What a digest needs of a plug-in: its name, its parameters, and its version.
 
     A class of this package carries a `version` number that is raised whenever its results change. One from
-    elsewhere is known by the SHA-256 of its source file as well, so that an edit makes new samples.
+    elsewhere is known by the SHA-256 of its source file as well, so that an edit makes new samples. A field with
+    `metadata=HOW` says how to compute, not what: like the size of a micro-batch, it has no part in the identity.
     """
     cls = type(instance)
     version: Any = getattr(cls, "version", 1)
     if not cls.__module__.startswith("harness."):
         source = inspect.getsourcefile(cls)
         version = [version, hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else cls.__qualname__]
-    return {"name": name, "parameters": dataclasses.asdict(instance), "version": version}
+    how = {field.name for field in dataclasses.fields(instance) if field.metadata.get("how")}
+    parameters = {key: value for key, value in dataclasses.asdict(instance).items() if key not in how}
+    return {"name": name, "parameters": parameters, "version": version}
 
 
 def digest_of(kind: str, name: str, instance: Any) -> str:

@@ -14,8 +14,8 @@ from harness.benchmark import Benchmark, MethodSpec, ModelSpec, named
 from harness.diffusion.base import Diffusion, Sampler
 from harness.errors import HarnessError
 from harness.identity import digest
-from harness.method import Method, load_method, method_identity
-from harness.metrics.base import Metric
+from harness.method import Method, load_method, method_identity, no_gradient
+from harness.metrics.base import Metric, SampleMetric
 from harness.metrics.load import metric_identity
 from harness.plan import Cell
 from harness.prompts import PromptSet
@@ -126,6 +126,11 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
         except (HarnessError, ValueError) as error:
             problems.append(f"methods.{label}: {error}")
     problems += _bad_tables(benchmark, metrics)
+    if benchmark.seeding == "published" and methods:
+        stages = [method.method.stage for method in methods.values()]
+        if not any(getattr(stage, "published_seeding", False) for stage in stages):
+            problems.append("seeding: 'published' is defined by no method of this benchmark (docs/methods.md says "
+                            "which define it, with 'variant: published'); take identity or literal")
     if problems:
         raise HarnessError("\n".join(f"{source}: {problem}" for problem in problems))
     return Resolved(benchmark, models, methods, prompts, metrics, search)
@@ -173,8 +178,11 @@ def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedM
         raise HarnessError("this noise stage needs a judge: add 'judge: METRIC', a metric that scores each image")
     if spec.judge and not needs:
         raise HarnessError(f"judge {spec.judge!r} would not be used: the noise stage has no use for one")
-    if judge is not None and judge.metric.kind != "sample":
-        raise HarnessError(f"judge {spec.judge!r} scores whole cells; expected a metric that scores each image")
+    if judge is not None:
+        if not isinstance(judge.metric, SampleMetric):
+            raise HarnessError(f"judge {spec.judge!r} scores whole cells; expected a metric that scores each image")
+        if getattr(method.stage, "needs_gradient", False) and not judge.metric.has_gradient:
+            raise HarnessError(no_gradient(method.stage, judge.metric))
     if judge is not None and judge.missing is not None:
         raise HarnessError(f"judge {spec.judge!r}: {judge.missing}")
     identity = method_identity(method, judge.digest if judge else None)

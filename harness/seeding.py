@@ -14,13 +14,17 @@ class RowKey:
     """What the randomness of a row depends on, and all it depends on.
 
     `literal` is the number that seeds the initial noise when the benchmark asks for `seeding: literal` or for
-    a column of the prompt set; None means that the identity of the row decides.
+    a column of the prompt set; None means that the identity of the row decides. `place` is the row's place in
+    its micro-batch under `seeding: published`, where a published script's randomness belongs to places, and
+    `first` then says that the micro-batch is the first that its seed has (a seed stands for a run of the script).
     """
 
     prompt_set: str
     prompt_id: str
     seed: int
     literal: int | None = None
+    place: int | None = None
+    first: bool = False
 
     def generator(self, purpose: str, k: int | None = None) -> torch.Generator:
         """A fresh CPU generator for `purpose`, numbered by `k` where a purpose is drawn more than once."""
@@ -38,8 +42,14 @@ def normals(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> to
     return torch.cat([torch.randn((1, *shape), generator=g, dtype=torch.float32) for g in generators])
 
 
-def row_key(seeding: str, prompt_set: str, prompt_id: str, seed: int, columns: dict[str, object]) -> RowKey:
-    """The key of a row under a benchmark's `seeding` (`identity`, `literal` or `column:NAME`).
+def row_key(
+    seeding: str, prompt_set: str, prompt_id: str, seed: int, columns: dict[str, object], *,
+    place: int = 0, batch: int = 1,
+) -> RowKey:
+    """The key of a row under a benchmark's `seeding` (`identity`, `literal`, `published` or `column:NAME`).
+
+    `place` counts the prompts of the set from 0 and `batch` is the size of the micro-batches that they are cut
+    into, whatever is made together in the end; only `published` looks at them.
 
     Raises:
         HarnessError: the prompt has no such column, or its value is no whole number.
@@ -48,6 +58,8 @@ def row_key(seeding: str, prompt_set: str, prompt_id: str, seed: int, columns: d
         return RowKey(prompt_set, prompt_id, seed)
     if seeding == "literal":
         return RowKey(prompt_set, prompt_id, seed, literal=seed)
+    if seeding == "published":
+        return RowKey(prompt_set, prompt_id, seed, place=place % batch, first=place < batch)
     column = seeding.removeprefix("column:")
     value = columns.get(column)
     try:

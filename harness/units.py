@@ -22,6 +22,7 @@ class Row:
 
     sample_id: str
     prompt: Prompt
+    place: int = 0  # of the prompt in its set
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,11 @@ class Worker:
         started = time.monotonic()
         try:
             keys = [
-                row_key(unit.seeding, unit.prompt_set, row.prompt.id, unit.seed, row.prompt.columns) for row in padded
+                row_key(
+                    unit.seeding, unit.prompt_set, row.prompt.id, unit.seed, row.prompt.columns,
+                    place=row.place, batch=unit.batch,
+                )
+                for row in padded
             ]
             result = method.run(model, [row.prompt for row in padded], keys)
         except Exception as error:

@@ -111,15 +111,26 @@ class Counter:
     def __init__(self, samples: int) -> None:
         self.samples = samples
         self.by_network: dict[str, np.ndarray] = {}
-        self.gradients = np.zeros(samples, dtype=np.int64)
+        self.gradients = np.zeros(samples, dtype=np.int64)  # all gradient passes
+        self.gradients_by_network: dict[str, np.ndarray] = {}  # those that go back through a denoiser
 
-    def add(self, network: str, rows: Tensor, gradient: bool = False) -> None:
+    def add(self, network: str, rows: Tensor) -> None:
         """Counts one evaluation for every entry of `rows` (indices of samples)."""
-        counted = torch.bincount(rows, minlength=self.samples).numpy()
-        if gradient:
-            self.gradients = self.gradients + counted
-        else:
-            self.by_network[network] = self.by_network.get(network, 0) + counted
+        self.by_network[network] = self.by_network.get(network, 0) + self._counted(rows)
+
+    def add_gradient(self, rows: Tensor, network: str | None = None) -> None:
+        """Counts one gradient pass for every entry of `rows`.
+
+        `network` names the denoiser that it goes back through; None where it stays in decoder and judge.
+        """
+        self.gradients = self.gradients + self._counted(rows)
+        if network is not None:
+            before = self.gradients_by_network.get(network, 0)
+            self.gradients_by_network[network] = before + self._counted(rows)
+
+    def _counted(self, rows: Tensor) -> np.ndarray:
+        counted: np.ndarray = torch.bincount(rows, minlength=self.samples).numpy()
+        return counted
 
     @property
     def nfe(self) -> np.ndarray:

@@ -61,6 +61,11 @@ class SampleMetric(Metric):
         """The same value, `[B]`, from float `[B, F, H, W, 3]` in [0, 1], gradients kept (for judges)."""
         raise NotImplementedError(f"{self.name} has no gradient")
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the metric has a `differentiable` of its own."""
+        return type(self).differentiable is not SampleMetric.differentiable
+
 
 class PairedMetric(Metric):
     """A value for each image and its reference image."""

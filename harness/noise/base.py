@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Step
+from harness.errors import HarnessError
 from harness.metrics.base import SampleMetric
 from harness.prompts import Prompt
 from harness.seeding import RowKey, normals
@@ -20,8 +22,8 @@ class NoiseContext:
     """All that a noise stage may use. Rows are the samples of one micro-batch.
 
     `sample` runs this method's own sampler and guidance from a noise to clean latents; `invert` walks clean
-    latents back to noise on the same grid by DDIM inversion. Both take float32 `[B, C, H, W]` for the rows of
-    the micro-batch, in order, and give float32 back.
+    latents back to noise on the same grid by DDIM inversion. Both take float32 `[k * B, C, H, W]`, the rows of
+    the micro-batch in order k times over, and give float32 back.
     """
 
     noise: Tensor  # float32 [B, C, H, W] on the model's device
@@ -46,6 +48,20 @@ class NoiseContext:
         """The k-th candidate noise; candidate 0 is the row's own noise, so K = 1 changes nothing."""
         return self.noise if k == 0 else self.draw("candidate", k)
 
+    def score(self, latents: Tensor) -> np.ndarray:
+        """What the judge says of the images of clean latents `[k * B, C, H, W]`, float64 `[k * B]`.
+
+        Raises:
+            HarnessError: there is no judge, or it answers for another number of images.
+        """
+        if self.judge is None:
+            raise HarnessError("this noise stage needs a judge: name a metric that scores each image")
+        prompts = [*self.prompts] * (len(latents) // len(self.prompts))
+        scores = np.asarray(self.judge.score(self.model.decode(latents), prompts).values, dtype=np.float64)
+        if scores.shape != (len(latents),):
+            raise HarnessError(f"judge {self.judge.name!r} gave scores {scores.shape} for {len(latents)} images")
+        return scores
+
 
 @dataclass
 class Refined:
@@ -65,8 +81,10 @@ class Refined:
 class NoiseStage(Protocol):
     """A frozen dataclass whose fields are its parameters.
 
-    Optional class attributes: `version` (int), `needs_judge` (bool), `needs` (kinds of prediction that it
-    asks of the model, so that a family without them is refused when the benchmark is read).
+    Optional attributes, of the class or of the instance: `version` (int), `needs_judge` (bool), `needs_gradient`
+    (bool: the judge must be differentiable), `needs` (kinds of prediction that it asks of the model) and
+    `needs_networks` (names of the model's further networks), so that what cannot run is refused when the
+    benchmark is read, and `published_seeding` (bool: `seeding: published` means something to it).
     """
 
     def __call__(self, ctx: NoiseContext) -> Refined:

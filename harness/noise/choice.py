@@ -1,12 +1,17 @@
-"""Choosing among candidate noises, one by one, so that the batch keeps its shape and only the best is kept."""
+"""Choosing among candidate noises: sampled a few at a time, offered one by one, and only the best is kept."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from harness.noise.base import NoiseContext
 
 
 class Best:
@@ -39,6 +44,37 @@ class Best:
     def records(self) -> list[dict[str, Any]]:
         """A record a row: every candidate's score (None for NaN) and the place of the chosen one."""
         return [
-            {"chosen": int(chosen), "scores": [None if np.isnan(s) else float(s) for s in row]}
+            {"chosen": int(chosen), "scores": numbers(row)}
             for chosen, row in zip(self.chosen, np.stack(self.scores, axis=1), strict=True)
         ]
+
+
+def try_all(
+    ctx: NoiseContext, best: Best, noises: Iterable[Tensor], together: int,
+    score: Callable[[Tensor, Tensor], np.ndarray],
+) -> None:
+    """Samples every candidate of `noises` (each `[B, C, H, W]`) and offers it to `best`, in order.
+
+    `together` candidates make one batch of `together * B` rows; `score(noise, latents)` gives a float64 value
+    a row of it. The choice does not depend on `together` but for the rounding of a larger batch.
+    """
+    noises, rows = iter(noises), len(ctx.noise)
+    while group := list(islice(noises, together)):
+        noise = torch.cat(group)
+        latents = ctx.sample(noise)
+        scores = score(noise, latents)
+        for first in range(0, len(noise), rows):
+            part = slice(first, first + rows)
+            best.offer(noise[part], latents[part], scores[part])
+
+
+def numbers(values: Iterable[float]) -> list[float | None]:
+    """Numbers for a record: NaN, which JSON does not have, as None."""
+    return [None if math.isnan(value) else float(value) for value in values]
+
+
+def positive(**counts: int) -> None:
+    """Raises ValueError for a count below 1, by its parameter's name."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

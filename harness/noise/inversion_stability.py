@@ -4,14 +4,16 @@ Source: Qi, Bai, Xiong, Xie, "Not All Noises Are Created Equally", arXiv 2407.14
 compares the most stable of 100 noises with the least stable, which stands for `pick: least`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from harness.noise.base import NoiseContext, Refined
-from harness.noise.choice import Best
+from harness.noise.choice import Best, positive, try_all
+from harness.noise.cosine import cosine
+from harness.registry import HOW
 
 
 @dataclass(frozen=True)
@@ -25,33 +27,25 @@ class InversionStability:
         candidates: K; candidate 0 is the row's own noise.
         pick: the most or the least stable.
         inversion_scale: guidance of the inversion: 1 conditional, 0 unconditional, else guided (two a step).
+        together: candidates that make one batch, where a micro-batch alone does not fill the device.
     """
 
     candidates: int = 8
     pick: Literal["most", "least"] = "most"
     inversion_scale: float = 1.0
+    together: int = field(default=1, metadata=HOW)
 
     version = 1
 
     def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise ValueError(f"candidates must be at least 1, got {self.candidates}")
+        positive(candidates=self.candidates, together=self.together)
 
     def __call__(self, ctx: NoiseContext) -> Refined:
         """Chooses for every row; records all cosines and the chosen candidate."""
+
+        def stability(noise: Tensor, latents: Tensor) -> np.ndarray:
+            return cosine(noise, ctx.invert(latents, self.inversion_scale))
+
         best = Best(highest=self.pick == "most")
-        for k in range(self.candidates):
-            noise = ctx.candidate(k)
-            latents = ctx.sample(noise)
-            best.offer(noise, latents, cosine(noise, ctx.invert(latents, self.inversion_scale)))
+        try_all(ctx, best, map(ctx.candidate, range(self.candidates)), self.together, stability)
         return Refined(best.noise, best.records(), best.latents)
-
-
-def cosine(a: Tensor, b: Tensor) -> np.ndarray:
-    """Cosine of each row of `a` with that of `b`, both flattened, float64 `[B]`.
-
-    In double precision: the squared norm of an SDXL latent alone is more than float16 can hold.
-    """
-    a, b = a.flatten(1).double(), b.flatten(1).double()
-    values: np.ndarray = ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).cpu().numpy()
-    return values

@@ -16,7 +16,8 @@ from harness.method import Method
 from harness.metrics.base import SampleMetric, Scores
 from harness.noise.best_of_n import BestOfN
 from harness.noise.choice import Best
-from harness.noise.inversion_stability import InversionStability, cosine
+from harness.noise.cosine import cosine
+from harness.noise.inversion_stability import InversionStability
 from harness.prompts import Prompt
 from harness.seeding import RowKey, normals
 from tests.toy import Toy, numbers
