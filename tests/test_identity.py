@@ -32,6 +32,17 @@ def test_literal_seeding_is_manual_seed() -> None:
         assert torch.equal(torch.randn(5, generator=generator), torch.randn(5, generator=literal))
 
 
+def test_published_seeding_knows_the_place_and_draws_the_same_noise() -> None:
+    keys = [row_key("published", "drawbench", "7", 33, {}, place=place, batch=4) for place in (0, 3, 4, 11)]
+    assert [(key.place, key.first) for key in keys] == [(0, True), (3, True), (0, False), (3, False)]
+    identity = row_key("identity", "drawbench", "7", 33, {}, place=3, batch=4)
+    assert (identity.place, identity.first) == (None, False)
+    for key in keys:
+        for purpose, k in (("noise", None), ("candidate", 2)):
+            one, other = (torch.randn(5, generator=a.generator(purpose, k)) for a in (key, identity))
+            assert torch.equal(one, other)
+
+
 def test_column_seeding_takes_the_number_from_the_prompt() -> None:
     assert row_key("column:evaluation_seed", "coco", "1", 0, {"evaluation_seed": "1234"}).literal == 1234
 

@@ -7,9 +7,9 @@ from harness.plan import Cell, shards, total
 from harness.prompts import Prompt, PromptSet
 
 
-def cell(prompts: int, seeds: int = 1, batch: int = 8) -> Cell:
+def cell(prompts: int, seeds: int = 1, batch: int = 8, seeding: str = "identity") -> Cell:
     made = PromptSet("set", tuple(Prompt(str(i), f"prompt {i}") for i in range(prompts)))
-    return Cell("model", "method", "label", "m" * 64, "n" * 64, made, tuple(range(seeds)), "identity", batch)
+    return Cell("model", "method", "label", "m" * 64, "n" * 64, made, tuple(range(seeds)), seeding, batch)
 
 
 def ids(units: list) -> list[str]:
@@ -52,3 +52,16 @@ def test_a_name_in_use_is_not_written_over() -> None:
 
 def test_ids_do_not_depend_on_batch() -> None:
     assert list(cell(10, batch=1).sample_ids()) == list(cell(10, batch=7).sample_ids())
+
+
+def test_under_published_seeding_an_id_holds_the_place_that_decides_the_image() -> None:
+    whole = cell(40, seeding="published")
+    units = list(shards(whole))
+    assert ids(units) == list(whole.sample_ids())
+    assert len(set(ids(units))) == 40
+    assert [row.place for unit in units for row in unit.rows] == list(range(40))
+    other = list(cell(40, batch=5, seeding="published").sample_ids())
+    same = [i for i, (a, b) in enumerate(zip(whole.sample_ids(), other, strict=True)) if a == b]
+    # the same places of the first micro-batch; elsewhere the places differ
+    assert same == [0, 1, 2, 3, 4]
+    assert ids(list(shards(cell(48, seeding="published"))))[:40] == ids(units)  # growth changes nothing

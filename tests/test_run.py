@@ -124,6 +124,30 @@ def test_growing_keeps_every_old_row_and_adds_only_the_new(folder: Path, weights
     pd.testing.assert_frame_equal(kept, before)
 
 
+def test_published_seeding_gives_a_resumed_run_the_places_of_a_whole_one(
+    folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(name: str) -> pd.DataFrame:
+        found = Store(folder / "results" / name).read("images").sort_values("sample_id", ignore_index=True)
+        found["norms"] = [json.loads(record).get("norms") for record in found["record"]]
+        return found
+
+    stage = {"nlg": {"steps": 2, "noise_variance": 0.5, "variant": "published"}}
+    write(
+        folder, weights, methods={"nlg": {"noise": stage}, "plain": {}}, seeding="published",
+        models={"sd": SD | {"weights": str(weights), "batch": 2}},
+        prompts={"things": {"set": "things", "path": "prompts.csv", "first": 6}},
+    )
+    go(folder)
+    go(folder, as_name="resumed", limit=1)  # what is left is cut into other micro-batches
+    go(folder, as_name="resumed")
+    whole, resumed = rows("small"), rows("resumed")
+    assert whole["sample_id"].tolist() == resumed["sample_id"].tolist()
+    assert len(whole) == 12
+    for one, other in zip(whole["norms"], resumed["norms"], strict=True):
+        assert other == (None if one is None else pytest.approx(one, rel=1e-4))
+
+
 def test_a_changed_definition_under_its_old_label_is_refused_with_the_difference(folder: Path, weights: Path) -> None:
     go(folder)
     before = images(folder)
@@ -191,6 +215,13 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
             {"methods": {"m": {"noise": {"best_of_n": {}}, "judge": "clipscore-shape"}}},
             ["clipscore-shape", "did you mean"],
         ),
+        (
+            {"methods": {"m": {"noise": {"noise_diffusion": {}}, "judge": "geneval-shapes"}}},
+            ["methods.m", "NoiseDiffusion needs a judge with a gradient", "'geneval-shapes'"],
+        ),
+        ({"methods": {"m": {"noise": {"nlg": {"weak": "network:small"}}}}}, ["methods.m", "needs network"]),
+        ({"methods": {"m": {"noise": {"nlg": {"weak": "small"}}}}}, ["methods.m", "weak must be", "'small'"]),
+        ({"seeding": "published"}, ["seeding: 'published'", "no method", "variant: published"]),
         ({"methods": {"m": {"noise": {"nowhere.at_all:Stage": {}}}}}, ["methods.m", "nowhere"]),
         ({"metrics": ["fid-shapes"]}, ["metrics.fid-shapes", "unknown metric"]),
         ({"sampler": {"name": "dimm", "steps": 2}}, ["dimm", "did you mean 'ddim'"]),

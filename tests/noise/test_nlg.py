@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.diffusion.base import Sampler
+from harness.diffusion.base import Conditioning, Sampler
+from harness.guidance.base import COND, UNCOND, Request
 from harness.guidance.cfg import CFG
 from harness.guidance.none import NoGuidance
 from harness.method import Method, Result
 from harness.noise.gaussian import Gaussian
 from harness.noise.nlg import NLG
+from harness.seeding import RowKey, row_key
 from tests.toy import Toy, numbers
 
 BARE = NLG(steps=4, step_size=0.5, clip_threshold=None, normalise=False, noise_variance=0)
@@ -114,6 +116,96 @@ def test_cost(guidance: NoGuidance | CFG, each: int) -> None:
     result = Method(NLG(steps=20), guidance, Sampler("ddim", 20))(Toy(lambda x, t, n: n), numbers(1, 2))
     np.testing.assert_array_equal(result.nfe, [2 * 20 + each * 20] * 2)  # README's example: 60; with CFG 80
     np.testing.assert_array_equal(result.flops, result.nfe * 10.0)
+
+
+class Twins(Toy):
+    """A second network, whose epsilon is a tenth of the first's."""
+
+    requests = frozenset({"cond", "uncond", "network"})
+    networks = ("main", "weak")
+
+    def predict(
+        self, x: Tensor, timestep: Tensor | float, conditioning: Conditioning, network: str = "main",
+        perturbed: tuple[str, ...] = (),
+    ) -> Tensor:
+        given = super().predict(x, timestep, conditioning, network, perturbed)
+        return given if network == "main" else given / 10
+
+
+def test_any_pair_of_predictions_makes_a_direction() -> None:
+    toy, n = Twins(lambda x, t, n: n + 1), torch.tensor([0.5, 2.0])
+    pairs = {
+        ("cond", "uncond"): n, ("uncond", "cond"): -n,
+        ("cond", "network:weak"): 0.9 * (n + 1), ("network:weak", "uncond"): 0.1 * (n + 1) - 1,
+    }
+    for (strong, weak), difference in pairs.items():
+        stage = replace(BARE, strong=strong, weak=weak)
+        result = refined(stage, toy)
+        moved = plain() - 4 * 0.5 * difference.view(-1, 1, 1, 1)
+        torch.testing.assert_close(result.initial_noise, moved, atol=1e-5, rtol=1e-5)
+        asked = {"network:weak": "weak"}
+        expected = {"main": 5}
+        for name in (strong, weak):
+            network = asked.get(name, "main")
+            expected[network] = expected.get(network, 0) + 4
+        assert result.nfe_by_network == [expected] * 2
+
+
+def test_the_stage_says_what_its_pair_needs() -> None:
+    assert NLG().pair == (COND, UNCOND)
+    assert (NLG().needs, NLG().needs_networks) == ({"cond", "uncond"}, frozenset())
+    autoguided = NLG(weak="network:guide")
+    assert autoguided.pair == (COND, Request("network", network="guide"))
+    assert (autoguided.needs, autoguided.needs_networks) == ({"cond", "network"}, {"guide"})
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [({"weak": "network"}, "weak must be cond, uncond or network:NAME, got 'network'"),
+     ({"weak": "network:"}, "weak must be"), ({"strong": "perturbed"}, "strong must be"),
+     ({"weak": "cond"}, "no direction between them")],
+)
+def test_a_pair_that_makes_no_sense(pair: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NLG(**pair)  # type: ignore[arg-type]
+
+
+def published_keys(place: int, batch: int, seeds: tuple[int, int] = (0, 0)) -> list[RowKey]:
+    return [
+        row_key("published", "prompts", str(i), seed, {}, place=place + i, batch=batch) for i, seed in enumerate(seeds)
+    ]
+
+
+def test_published_seeding_repeats_numpys_first_draw_by_place() -> None:
+    still = Toy(lambda x, t, n: torch.zeros_like(x))
+    stage = replace(BARE, steps=3, noise_variance=0.04, variant="published")
+    method = Method(stage, NoGuidance(), Sampler("ddim", 2))
+    np.random.seed(0)  # as the script does, and then one draw for a whole batch
+    draw = torch.from_numpy(np.random.randn(4, 4, 8, 8)).float()
+    for first in (4, 8):  # the second and the third micro-batch of four: the same draw
+        result = method.run(still, numbers(0.5, 2.0), published_keys(first + 1, 4))
+        moved = plain() + 3 * 0.2 * draw[1:3]  # places 1 and 2
+        torch.testing.assert_close(result.initial_noise, moved, atol=1e-5, rtol=1e-5)
+    other = method.run(still, numbers(0.5, 2.0), published_keys(5, 4, (0, 7)))
+    np.random.seed(7)
+    expected = 3 * 0.2 * torch.from_numpy(np.random.randn(4, 4, 8, 8)).float()[2]
+    start = Method(Gaussian()).run(still, numbers(0.5, 2.0), published_keys(5, 4, (0, 7))).initial_noise[1]
+    torch.testing.assert_close(other.initial_noise[1] - start, expected, atol=1e-5, rtol=1e-4)
+    described = Method(replace(stage, variant="described"), NoGuidance(), Sampler("ddim", 2))
+    one, two = (described.run(still, numbers(0.5, 2.0), published_keys(first, 4)) for first in (4, 9))
+    assert torch.equal(one.initial_noise, two.initial_noise)  # nothing published about it
+
+
+def test_published_seeding_misreads_the_first_micro_batch_of_a_network_that_predicts_v() -> None:
+    stage = replace(BARE, steps=1, variant="published")
+    for native, factor in (("v_prediction", 0.99957 / 0.068265), ("epsilon", 1.0)):
+        method = Method(stage, NoGuidance(), Sampler("ddim", 5))
+        toy = Toy(lambda x, t, n: n, native)
+        first = method.run(toy, numbers(0.5, 2.0), published_keys(0, 2)).initial_noise - plain()
+        later = method.run(toy, numbers(0.5, 2.0), published_keys(2, 2)).initial_noise - plain()
+        torch.testing.assert_close(first, factor * later, rtol=2e-3, atol=1e-4)
+        mixed = method.run(toy, numbers(0.5, 2.0), published_keys(1, 2)).initial_noise - plain()
+        torch.testing.assert_close(mixed, torch.stack([first[0], later[1]]))  # what a resumed run may hold
 
 
 @pytest.mark.parametrize("settings", [{"steps": -1}, {"clip_threshold": 0}, {"noise_variance": -1}])

@@ -7,19 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.diffusion.base import Sampler
 from harness.errors import HarnessError
 from harness.guidance.cfg import CFG
 from harness.guidance.none import NoGuidance
-from harness.method import Method
-from harness.metrics.base import SampleMetric, Scores
+from harness.method import Method, Result, method_identity
+from harness.metrics.base import Scores
 from harness.noise.best_of_n import BestOfN
 from harness.noise.choice import Best
 from harness.noise.cosine import cosine
 from harness.noise.inversion_stability import InversionStability
+from harness.noise.zero_order_search import ZeroOrderSearch
 from harness.prompts import Prompt
 from harness.seeding import RowKey, normals
+from tests.noise.judges import Brightness, Darkness
 from tests.toy import Toy, numbers
 
 SAMPLER = Sampler("ddim", 5)
@@ -85,24 +89,6 @@ def test_selection_costs_every_round_trip_and_no_more(
     np.testing.assert_array_equal(result.nfe, [6 * 4 * (sampling + inversion)] * 2)
 
 
-@dataclass
-class Brightness(SampleMetric):
-    """A judge: the mean of the image; no score for row `blind`."""
-
-    blind: int = -1
-    name = "brightness"
-
-    def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
-        values = images.mean(axis=(1, 2, 3, 4), dtype=np.float64)
-        values[[i for i, prompt in enumerate(prompts) if prompt.id == str(self.blind)]] = np.nan
-        return Scores(values)
-
-
-@dataclass
-class Darkness(Brightness):
-    higher_is_better = False
-
-
 def test_best_of_n_takes_what_the_judge_likes() -> None:
     for judge, extreme in ((Brightness(), np.argmax), (Darkness(), np.argmin)):
         result = Method(BestOfN(4), NoGuidance(), SAMPLER, judge)(curved(), numbers(0.5, 2.0))
@@ -136,6 +122,48 @@ class Careless(Brightness):
         return Scores(np.zeros(1))
 
 
+@settings(max_examples=12, deadline=None)
+@given(st.integers(2, 8), st.sampled_from(["stable", "best", "search"]))
+def test_how_many_candidates_go_together_changes_nothing(together: int, name: str) -> None:
+    def result(together: int) -> Result:
+        stages = {
+            "stable": InversionStability(7, together=together), "best": BestOfN(7, together=together),
+            "search": ZeroOrderSearch(2, 3, together=together),
+        }
+        return Method(stages[name], CFG(3), SAMPLER, Brightness())(curved(), numbers(0.5, 2.0, 1.0))
+
+    one, many = result(1), result(together)
+    for row in range(3):
+        assert many.records[row]["chosen"] == one.records[row]["chosen"]
+        assert many.records[row]["scores"] == pytest.approx(one.records[row]["scores"], rel=1e-6)
+    torch.testing.assert_close(many.initial_noise, one.initial_noise, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(many.latents, one.latents, atol=1e-5, rtol=1e-5)
+    np.testing.assert_array_equal(many.nfe, one.nfe)  # every row is counted for the sample that it belongs to
+
+
+def test_candidates_that_go_together_make_one_batch_and_the_same_sample() -> None:
+    batches: list[int] = []
+
+    def epsilon(x: torch.Tensor, t: float, n: torch.Tensor) -> torch.Tensor:
+        batches.append(len(x))
+        return n
+
+    Method(BestOfN(5, together=3), sampler=Sampler("ddim", 1), judge=Brightness())(Toy(epsilon), numbers(1, 2))
+    assert batches == [6, 4]
+    identities = [method_identity(Method(BestOfN(5, together=k))) for k in (1, 3)]
+    assert identities[0] == identities[1]
+    assert identities[0] != method_identity(Method(BestOfN(4)))
+
+
+def test_rows_that_are_no_multiple_of_the_micro_batch_are_refused() -> None:
+    class Halving:
+        def __call__(self, ctx):  # type: ignore[no-untyped-def]
+            return ctx.sample(ctx.noise[:1])
+
+    with pytest.raises(HarnessError, match="Halving gave 1 rows to a context of 2"):
+        Method(Halving(), sampler=SAMPLER)(curved(), numbers(1, 2))
+
+
 def test_a_judge_that_answers_for_too_few_images_is_told() -> None:
     with pytest.raises(HarnessError, match=r"'brightness' gave scores \(1,\) for 2 images"):
         Method(BestOfN(2), sampler=SAMPLER, judge=Careless())(curved(), numbers(1, 2))
@@ -147,6 +175,7 @@ def test_a_judge_is_required() -> None:
 
 
 @pytest.mark.parametrize("stage", [InversionStability, BestOfN])
-def test_no_candidates_is_refused(stage: Any) -> None:
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        stage(candidates=0)
+@pytest.mark.parametrize("name", ["candidates", "together"])
+def test_no_candidates_is_refused(stage: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        stage(**{name: 0})
