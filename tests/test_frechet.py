@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from harness import frechet
 from harness.frechet import Moments, frechet_distance, frechet_distance_of, gaussian_mmd
@@ -117,6 +118,14 @@ def test_prompt_groups_keep_prompts_whole_and_are_even():
     assert sizes.max() - sizes.min() <= 1
     order = np.random.default_rng(0).permutation(len(clusters))
     assert (frechet.prompt_groups(clusters[order], groups=20) == group[order]).all()
+
+
+def test_the_jackknife_of_a_mean_is_students_interval():
+    x = np.random.default_rng(13).normal(size=12)
+    left_out = (x.sum() - x) / 11
+    half = stats.t.ppf(0.975, 11) * x.std(ddof=1) / np.sqrt(12)
+    low, high = frechet.jackknife_interval(x.mean(), left_out, np.ones(12))
+    assert (low, high) == pytest.approx((x.mean() - half, x.mean() + half))
 
 
 def test_the_point_lies_in_its_interval_where_a_bootstrap_would_not():

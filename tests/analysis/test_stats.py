@@ -46,6 +46,14 @@ def test_many_clusters_take_the_normal_limit_and_it_agrees_with_resampling(monke
     assert (fast.low, fast.high) == pytest.approx((slow.low, slow.high), abs=0.006)
 
 
+def test_the_normal_limit_is_students_t_too(monkeypatch):
+    monkeypatch.setattr(stats, "MANY", 2)
+    values = np.random.default_rng(4).normal(0, 1, 6)
+    ours = stats.mean_interval(values, np.arange(6), draws=100_000)
+    half = scipy_stats.t.ppf(0.975, 5) * values.std(ddof=1) / np.sqrt(6)
+    assert (ours.high - ours.low) / 2 == pytest.approx(half, rel=0.02)
+
+
 def test_a_million_rows_take_seconds():
     rng = np.random.default_rng(5)
     values, clusters = rng.normal(size=1_000_000), np.arange(1_000_000) // 4
@@ -65,7 +73,9 @@ def test_mean_of_groups_weighs_groups_alike():
 def test_all_right_is_no_certainty_and_one_prompt_has_no_interval():
     found = stats.mean_interval(np.ones(40), np.arange(40))
     assert found.value == found.high == 1.0
-    assert 0.9 < found.low < 0.99
+    widen = scipy_stats.t.ppf(0.975, 39) / scipy_stats.norm.ppf(0.975)
+    jeffreys = scipy_stats.beta.ppf(0.975, 0.5, 40.5)  # of the share of wrong prompts
+    assert found.low == pytest.approx(1 - jeffreys * widen, abs=0.01)
     alone = stats.mean_interval([1.0, 0.0], ["p", "p"])
     assert (alone.value, alone.n) == (0.5, 2)
     assert np.isnan([alone.low, alone.high]).all()
@@ -88,6 +98,11 @@ def test_sign_flips_agree_with_scipy_exactly_for_few_and_closely_for_many():
         (many,), np.mean, permutation_type="samples", n_resamples=9999, rng=0, vectorized=True)
     assert stats.sign_flip_test(many) == pytest.approx(theirs.pvalue, abs=0.012)
     assert stats.sign_flip_test(np.zeros(5)) == 1.0
+    likely = np.random.default_rng(6).normal(0, 1, 200)
+    theirs = scipy_stats.permutation_test(
+        (likely,), np.mean, permutation_type="samples", n_resamples=9999, rng=0, vectorized=True)
+    assert 0.2 < theirs.pvalue < 0.8
+    assert stats.sign_flip_test(likely) == pytest.approx(theirs.pvalue, abs=0.03)
 
 
 def test_paired_difference_of_the_same_images_is_nothing():

@@ -29,6 +29,12 @@ def test_a_fraction_that_floating_point_makes_too_large_still_counts(first: int,
     assert active(CFG(5, fraction=(0, first / steps)), steps)[-1] == first - 1
 
 
+def test_a_fraction_that_was_computed_may_be_a_last_bit_off() -> None:
+    assert 0.1 + 0.2 > 3 / 10
+    assert active(CFG(5, fraction=(0.1 + 0.2, 0.7 + 0.1)), 10) == [3, 4, 5, 6, 7]
+    assert 0.7 + 0.1 < 8 / 10
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -83,8 +83,9 @@ def test_the_formula_does_not_cancel_the_shared_part() -> None:
 
 
 def test_boundary() -> None:
-    result = refined(replace(BARE, boundary=True))
-    assert result.initial_noise.abs().max() == 3.0
+    opposite = Toy(lambda x, t, n: torch.where(x > 0, -n, n))  # pushes each element away from 0
+    result = refined(replace(BARE, boundary=True), opposite)
+    assert (result.initial_noise.min(), result.initial_noise.max()) == (-3.0, 3.0)
 
 
 def test_fresh_noise_walks_at_random_and_repeated_noise_straight_on() -> None:

@@ -43,17 +43,18 @@ def context(rows: int, noise: Tensor | None = None) -> NoiseContext:
     return NoiseContext(noise, [], None, None, SAMPLER, None, None, keys)  # type: ignore[arg-type]
 
 
-def drawn(key: RowKey, index: int, count: int) -> Tensor:
-    return normals([key.generator(f"candidate-{index}", k) for k in range(count)], SHAPE)
+def drawn(key: RowKey, index: int, count: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return normals([key.generator(f"candidate-{index}", k) for k in range(count)], shape)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.3])
-def test_the_chosen_candidate_is_the_formulas(gamma: float) -> None:
-    ctx = context(3)
-    gradient = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1))
-    after, taken = choose(ctx, ctx.noise, gradient, np.full(3, gamma), 2, 40)  # in three chunks
+@pytest.mark.parametrize("shape", [SHAPE, (1, 2, 2)])  # in few dimensions the lengths of v differ much
+def test_the_chosen_candidate_is_the_formulas(gamma: float, shape: tuple[int, ...]) -> None:
+    noise, gradient = torch.randn(2, 6, *shape, generator=torch.Generator().manual_seed(1))
+    ctx = context(6, noise)
+    after, taken = choose(ctx, ctx.noise, gradient, np.full(6, gamma), 2, 40)  # in three chunks
     for row, key in enumerate(ctx.keys):
-        z, g, candidates = ctx.noise[row], gradient[row], drawn(key, 2, 40)
+        z, g, candidates = ctx.noise[row], gradient[row], drawn(key, 2, 40, shape)
         v = (np.sqrt(1 - gamma) - 1) * z + np.sqrt(gamma) * candidates  # gamma = 1: candidate - z
         gains = (v * g).flatten(1).sum(1) / v.flatten(1).norm(dim=1) ** 2
         assert taken[row] == gains.argmax()

@@ -51,14 +51,12 @@ def test_the_closed_form_is_the_finite_difference(seed: int, scale: float) -> No
 
 
 def test_the_gradient_holds_in_half_precisions_range() -> None:
-    # SDXL's latent: a squared norm beyond float16, elements of the gradient below its smallest normal number
-    noise, inverted = torch.randn(2, 1, 4, 128, 128, generator=torch.Generator().manual_seed(1))
-    found = gradient(noise.half(), inverted.half()).double()
+    # SDXL's latent: its squared norm is beyond float16
+    noise, inverted = 1.1 * torch.randn(2, 1, 4, 128, 128, generator=torch.Generator().manual_seed(1)).half()
     exact = gradient(noise.double(), inverted.double())
-    assert torch.isfinite(found).all()
-    assert (exact.abs() < 6.1e-5).float().mean() > 0.9
-    assert gradient(noise, inverted).dtype == torch.float32
-    torch.testing.assert_close(gradient(noise, inverted).double(), exact, rtol=1e-5, atol=1e-12)
+    assert gradient(noise, inverted).dtype == torch.float16
+    torch.testing.assert_close(gradient(noise, inverted).double(), exact, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(gradient(noise.float(), inverted.float()).double(), exact, rtol=1e-5, atol=1e-12)
 
 
 def test_two_steps_by_hand() -> None:
