@@ -104,7 +104,7 @@ class NoiseDiffusion:
         """The judge's values, float64 `[B]`, and the direction in which the latents get better, `[B, C, H, W]`."""
         with torch.set_grad_enabled(gradient):
             clean = latents.detach().requires_grad_(gradient)
-            images = ctx.model.decode_differentiable(clean)
+            images = ctx.model.decode_differentiable(clean).float()  # a judge answers in its images' dtype
             if self.variant == "published":
                 images = images * 2 - 1
             values = judge.differentiable(images, ctx.prompts)

@@ -257,6 +257,22 @@ def test_the_published_variant_shows_the_judge_other_images() -> None:
     assert seen[0].min() >= 0 > seen[1].min() >= -1
 
 
+def test_a_decoder_in_half_precision_does_not_round_the_scores() -> None:
+    class Half(Toy):
+        def decode_differentiable(self, latents: Tensor) -> Tensor:
+            return super().decode_differentiable(latents).bfloat16()
+
+        def decode(self, latents: Tensor) -> np.ndarray:
+            return (super().decode_differentiable(latents).numpy() * 255).astype(np.uint8)
+
+    class Asked(Smooth):
+        def differentiable(self, images, prompts):  # type: ignore[no-untyped-def]
+            assert images.dtype == torch.float32
+            return super().differentiable(images, prompts)
+
+    run(NoiseDiffusion(rounds=1, candidates=2), Asked(), toy=Half(lambda x, t, n: torch.tanh(x * (1 + n))))
+
+
 def test_no_rounds_change_nothing() -> None:
     result, plain = run(NoiseDiffusion(rounds=0)), Method(sampler=SAMPLER)(curved(), numbers(0.5, 2.0))
     assert torch.equal(result.initial_noise, plain.initial_noise)

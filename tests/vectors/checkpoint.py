@@ -34,8 +34,9 @@ def make(folder: str | Path, prediction_type: str, contrast: float = 1.0) -> Pat
 
 
 def sha256(folder: Path) -> str:
-    """Of all weights: other versions of the libraries may draw other ones from the same seed."""
+    """Of all weights, by name: other versions of the libraries may draw other ones from the same seed."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
-        total.update(path.read_bytes())
+        for name, tensor in sorted(load_file(path).items()):
+            total.update(name.encode() + tensor.numpy().tobytes())
     return total.hexdigest()
