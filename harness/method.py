@@ -69,11 +69,15 @@ class Method:
         id, prompt id, seed and seeding.
 
         Raises:
-            HarnessError: no prompts, as many seeds as neither one nor the prompts, a stage without its judge.
+            HarnessError: no prompts, as many seeds as neither one nor the prompts, a stage without its judge, a
+                seeding that means nothing to the stage.
         """
         rows = as_prompts(prompts)
         if not rows:
             raise HarnessError("no prompts were given")
+        if seeding == "published" and not getattr(self.stage, "published_seeding", False):
+            raise HarnessError(f"{type(self.stage).__name__} as it is set defines no 'published' seeding "
+                               f"(docs/methods.md says which stages do); take identity or literal")
         numbers = [seeds] * len(rows) if isinstance(seeds, int) else list(seeds)
         if len(numbers) != len(rows):
             raise HarnessError(f"{len(rows)} prompts, but {len(numbers)} seeds; give one seed, or one a prompt")

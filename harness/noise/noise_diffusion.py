@@ -30,9 +30,9 @@ class NoiseDiffusion:
     its latents. Costs (1 + M) * T * g evaluations in all, and M gradient passes through decoder and judge; none
     goes through the denoiser.
 
-    The authors take g with respect to n by repeating the sampling with the predictions held fixed. Then the clean
-    latent is a positive number times n plus a constant, so g here is the gradient with respect to the clean
-    latent: a positive factor changes no choice.
+    The authors take g with respect to n by repeating the sampling with the predictions held fixed. Where these are
+    of epsilon or v, the clean latent is then a positive number times n plus a constant, so g here is the gradient
+    with respect to the clean latent: a positive factor changes no choice.
 
     Attributes:
         rounds: M; 0 samples the row's own noise.

@@ -25,7 +25,7 @@ class NoiseOptimisation:
     annealing ends. Costs `steps` * T * (g_sampling + g_inversion) evaluations in all.
 
     Attributes:
-        steps: round trips; 0 changes nothing, and the first of n moves at rate_1.
+        steps: round trips n, of which all but the last move the noise; 0 and 1 change nothing.
         learning_rate: the paper's 100 for a latent of `learning_rate_size` elements.
         learning_rate_size: a step turns a noise of D elements by an angle that goes with rate / D, so the rate is
             `learning_rate` * D / `learning_rate_size`; 65536 is SDXL's latent. null: `learning_rate` as it is.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Sampler
+from harness.errors import HarnessError
 from harness.guidance.base import COND, UNCOND, Request
 from harness.guidance.cfg import CFG
 from harness.guidance.none import NoGuidance
@@ -195,6 +196,17 @@ def test_published_seeding_repeats_numpys_first_draw_by_place() -> None:
     described = Method(replace(stage, variant="described"), NoGuidance(), Sampler("ddim", 2))
     one, two = (described.run(still, numbers(0.5, 2.0), published_keys(first, 4)) for first in (4, 9))
     assert torch.equal(one.initial_noise, two.initial_noise)  # nothing published about it
+
+
+def test_in_a_notebook_the_prompts_are_one_batch_and_other_stages_have_no_published_seeding() -> None:
+    toy, texts = Toy(lambda x, t, n: torch.zeros_like(x)), numbers(0.5, 2.0)
+    stage = replace(BARE, noise_variance=0.04, variant="published")
+    method = Method(stage, NoGuidance(), Sampler("ddim", 2))
+    called = method(toy, texts, seeding="published")
+    assert torch.equal(called.initial_noise, method.run(toy, texts, published_keys(0, 2)).initial_noise)
+    for other in (Gaussian(), replace(stage, variant="described")):
+        with pytest.raises(HarnessError, match="defines no 'published' seeding"):
+            Method(other)(toy, texts, seeding="published")  # type: ignore[arg-type]
 
 
 def test_published_seeding_misreads_the_first_micro_batch_of_a_network_that_predicts_v() -> None:

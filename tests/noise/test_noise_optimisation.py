@@ -123,6 +123,10 @@ def test_no_steps_change_nothing() -> None:
     assert torch.equal(result.latents, plain.latents)
     assert result.records == [{"cosines": [], "norms": []}] * 2
     np.testing.assert_array_equal(result.nfe, plain.nfe)
+    measured = optimised(NoiseOptimisation(steps=1), 1, 2)
+    assert torch.equal(measured.initial_noise, plain.initial_noise)
+    assert torch.equal(measured.latents, plain.latents)
+    assert [len(record["cosines"]) for record in measured.records] == [1, 1]
 
 
 @settings(max_examples=8, deadline=None)
