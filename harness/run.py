@@ -78,6 +78,7 @@ def run(
         benchmark = benchmarks.parse(benchmark.model_dump(exclude_unset=True) | {"name": as_name}, "--as")
     resolved = resolve(benchmark, path)
     store = Store(results / benchmark.name)
+    store.sweep()
     _quarantine(store, display)
     _agree(store, resolved, replace)
     cells = resolved.cells()
