@@ -16,6 +16,7 @@ import yaml
 from harness.store import DETERMINISTIC, Store
 from tests.tiny import tiny_stable_diffusion
 
+pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each Ray takes the whole machine
 ROOT = Path(__file__).parent.parent
 SLOW = '''
 import time
