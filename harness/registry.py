@@ -26,6 +26,7 @@ KINDS = ("model", "noise", "guidance", "metric")
 BUILTIN: dict[str, dict[str, str]] = {
     "model": {
         "stable_diffusion": "harness.diffusion.stable_diffusion:StableDiffusion",
+        "stable_diffusion_xl": "harness.diffusion.stable_diffusion_xl:StableDiffusionXL",
     },
     "noise": {
         "gaussian": "harness.noise.gaussian:Gaussian",

@@ -248,7 +248,7 @@ def _job(store: Store, resolved: Resolved) -> Job:
                 weights=model.spec.weights if model.spec.weights.startswith("builtin:") else str(model.folder),
                 dtype=model.spec.dtype,
                 size=model.spec.size,
-                networks=model.spec.networks,
+                networks=model.networks,
                 slot=Slot(model.spec.device, model.spec.threads, model.spec.gpus),
             )
             for label, model in resolved.models.items()
