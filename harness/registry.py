@@ -37,6 +37,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     "guidance": {
         "none": "harness.guidance.none:NoGuidance",
         "cfg": "harness.guidance.cfg:CFG",
+        "pag": "harness.guidance.pag:PAG",
+        "autoguidance": "harness.guidance.autoguidance:Autoguidance",
     },
     "metric": {
         "geneval-shapes": "harness.metrics.geneval_shapes:GenEvalShapes",
