@@ -218,7 +218,7 @@ def _quarantine(store: Store, display: Display) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    packages = ("torch", "diffusers", "transformers", "ray", "pyarrow", "numpy")
+    packages = ("torch", "diffusers", "transformers", "peft", "ray", "pyarrow", "numpy")
     return {
         "harness": harness.__version__,
         "commit": _commit(),

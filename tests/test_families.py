@@ -135,11 +135,6 @@ def test_a_family_runs_every_method(
         ({"family": "stable_diffusion"}, "use 'family: stable_diffusion_xl'"),
         ({"networks": {"weak": {"weights": "./nowhere"}}}, "models.model.networks.weak: weights './nowhere'"),
         ({"networks": {"weak": {"lora": "."}}}, "models.model.networks.weak: "),
-        ({"networks": {"weak": {}}}, "models.model.networks.weak: give 'weights'"),
-        ({"networks": {"weak": {"lora": "a", "weights": "b"}}}, "one of the two"),
-        ({"networks": {"weak": {"lroa": "a"}}}, "models.model.networks.weak.lroa: unknown key: did you mean 'lora'"),
-        ({"networks": {"main": {"lora": "a"}}}, "'main' cannot name a network"),
-        ({"networks": {"a.b": {"lora": "a"}}}, "'a.b' cannot name a network"),
     ],
 )
 def test_what_a_model_block_cannot_mean_is_said(

@@ -107,8 +107,11 @@ def unet_problems(folder: Path, other: Path) -> list[str]:
     """Why the UNet of the folder `other` cannot stand beside that of `folder`: [] where it can."""
     try:
         ours, theirs = config(folder, "unet"), config(other, "unet")
+        own = config(folder, "scheduler")
+        further = config(other, "scheduler") if (other / "scheduler").is_dir() else own
     except (OSError, ValueError) as error:
-        return [f"{other}/unet/config.json cannot be read ({error}): expected a folder of the diffusers library"]
+        return [f"a configuration file of {other} or {folder} cannot be read ({error}): expected folders in the layout "
+                f"of the diffusers library"]
     found = []
     if not list((other / "unet").glob("*.safetensors")):
         found.append(f"{other}/unet holds no .safetensors file (pickled weights are not opened)")
@@ -117,12 +120,10 @@ def unet_problems(folder: Path, other: Path) -> list[str]:
         if ours.get(key) != theirs.get(key):
             found.append(f"{other}/unet has {key} {theirs.get(key)!r}, the model's own UNet {ours.get(key)!r}: both "
                          f"must take the same latents and conditioning")
-    if (other / "scheduler" / config_file("scheduler")).is_file() and (folder / "scheduler").is_dir():
-        own, further = config(folder, "scheduler"), config(other, "scheduler")
-        for key, default in SCHEDULE.items():
-            if own.get(key, default) != further.get(key, default):
-                found.append(f"{other}/scheduler has {key} {further.get(key, default)!r}, the model's own "
-                             f"{own.get(key, default)!r}: both must mean the same by a timestep and a prediction")
+    for key, default in SCHEDULE.items():
+        if own.get(key, default) != further.get(key, default):
+            found.append(f"{other}/scheduler has {key} {further.get(key, default)!r}, the model's own "
+                         f"{own.get(key, default)!r}: both must mean the same by a timestep and a prediction")
     return found
 
 

@@ -93,7 +93,7 @@ class StableDiffusion(Diffusion):
         with folders.no_progress_bars():
             model = cls(**cls._parts(folder, DTYPES[dtype]), size=size, device=device)
             for name, block in (networks or {}).items():
-                model._add_network(folder, name, **block)
+                model._add_network(folder, name, block)
         model.trained = weight_files.is_trained(folder)
         return model
 
@@ -114,13 +114,12 @@ class StableDiffusion(Diffusion):
     def _vae_dtype(cls, vae_config: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
         return dtype
 
-    def _add_network(
-        self, folder: Path, name: str, weights: str | None = None, lora: str | None = None, revision: str | None = None
-    ) -> None:
-        kind, source = ("weights", weights) if weights is not None else ("lora", lora)
-        if source is None or (weights is not None and lora is not None):
-            raise HarnessError(f"networks.{name}: expected either 'weights' or 'lora'")
-        network = weight_files.resolve(source, revision)
+    def _add_network(self, folder: Path, name: str, block: dict[str, Any]) -> None:
+        kinds = [kind for kind in ("weights", "lora") if block.get(kind) is not None]
+        if len(kinds) != 1 or not block.keys() <= {"weights", "lora", "revision"}:
+            raise HarnessError(f"networks.{name}: expected 'weights' or 'lora', and 'revision' if need be, got {block}")
+        kind, = kinds
+        network = weight_files.resolve(block[kind], block.get("revision"))
         found = self.network_problems(folder, kind, network)
         if found:
             raise HarnessError("\n".join(f"networks.{name}: {problem}" for problem in found))

@@ -50,7 +50,7 @@ class UNets:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """"main", and the others in the order in which they came."""
+        """"main", then the UNets of their own, then those with a LoRA."""
         return ("main", *self._further, *self._loras)
 
     @property
@@ -105,10 +105,11 @@ class UNets:
         if lora == self._on:
             return
         for layer in self._lora_layers:
-            if lora is not None:
+            if lora is not None and layer.active_adapters != [lora]:
                 layer.set_adapter(lora)
             layer.enable_adapters(lora is not None)
-        self._main.requires_grad_(False)  # switching on makes a LoRA trainable
+        if lora is not None:
+            self._main.requires_grad_(False)  # what is switched on was made trainable
         self._on = lora
 
     def network(self, name: str) -> Any:

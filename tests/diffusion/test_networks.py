@@ -11,11 +11,13 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.diffusion.base import Conditioning, Counter, Diffusion
 from harness.diffusion.folders import LORA_FILE
 from harness.diffusion.stable_diffusion import StableDiffusion
 from harness.diffusion.stable_diffusion_xl import StableDiffusionXL
+from harness.diffusion.unets import UNets, self_attention, without_weights
 from harness.errors import HarnessError
 from harness.prompts import Prompt
 from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl
@@ -123,12 +125,47 @@ def test_evaluations_and_operations_are_counted_by_name(model: StableDiffusion) 
         assert counts == {"one": [1, 1], "weak": [0, 1], "main": [1, 1]}
     finally:
         model.counter = None
-    main = model.flops_per_evaluation()
-    assert model.flops_per_evaluation("weak") == main
-    # A LoRA of rank r adds 2 * r * (in + out) operations a token to a linear layer.
-    assert main < model.flops_per_evaluation("one") < 1.2 * main
+    for name in model.networks:
+        with FlopCounterMode(display=False) as real, torch.no_grad():
+            model.predict(x[:1], t, conditioning[[0]], name)
+        assert model.flops_per_evaluation(name) == real.get_total_flops()
+    assert model.flops_per_evaluation("main") == model.flops_per_evaluation("weak") < model.flops_per_evaluation("one")
     with pytest.raises(HarnessError, match="no network 'none': this model has main, weak, one, two"):
         model.predict(x, t, conditioning, "none")
+
+
+PUBLISHED: dict[str, Any] = {
+    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+PUBLISHED_2 = PUBLISHED | {
+    "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
+}
+PUBLISHED_XL = {
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20), "use_linear_projection": True, "transformer_layers_per_block": (1, 2, 10),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "millions", "tera", "middle"),
+    [(PUBLISHED, 64, 860, 0.803, 1), (PUBLISHED_2, 96, 866, 2.149, 1), (PUBLISHED_XL, 128, 2567, 6.761, 10)],
+)
+def test_the_published_networks_cost_what_is_known_of_them(
+    config: dict[str, Any], side: int, millions: float, tera: float, middle: int
+) -> None:
+    """Parameters as published; operations counted apart from this code, on the same graphs."""
+    unet = without_weights(config)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == pytest.approx(millions * 1e6, rel=1e-3)
+    inputs: dict[str, Any] = {"encoder_hidden_states": torch.empty(1, 77, config["cross_attention_dim"], device="meta")}
+    if "addition_embed_type" in config:
+        sizes, pooled = torch.empty(1, 6, device="meta"), torch.empty(1, 1280, device="meta")
+        inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes}
+    assert UNets(unet).flops("main", (1, 4, side, side), inputs) == pytest.approx(tera * 1e12, rel=1e-3)
+    assert len(self_attention(unet, ("mid",))) == middle
 
 
 def test_networks_follow_the_models_dtype(place: Path, model: StableDiffusion) -> None:
@@ -160,11 +197,11 @@ def refused(place: Path, **block: Any) -> str:
 
 
 def test_networks_that_do_not_fit_are_refused(place: Path, tmp_path: Path) -> None:
-    assert "expected either 'weights' or 'lora'" in refused(place)
-    assert "expected either 'weights' or 'lora'" in refused(place, weights="a", lora="b")
+    for block in ({}, {"weights": "a", "lora": "b"}, {"lora": "a", "scale": 2}):
+        assert "networks.other: expected 'weights' or 'lora'" in refused(place, **block)
     assert "no such folder" in refused(place, lora=str(tmp_path / "nowhere"))
     assert f"{LORA_FILE} is missing" in refused(place, lora=str(place / "weak"))
-    assert "unet/config.json cannot be read" in refused(place, weights=str(place / "lora"))
+    assert "unet/config.json" in refused(place, weights=str(place / "lora"))
     xl = tiny_stable_diffusion_xl(tmp_path / "xl")
     assert "cross_attention_dim 80, the model's own UNet 32" in refused(place, weights=str(xl))
     v = tiny_stable_diffusion(tmp_path / "v", prediction_type="v_prediction")

@@ -14,6 +14,7 @@ from harness.diffusion.schedules import SOLVERS
 from harness.diffusion.stable_diffusion_xl import StableDiffusionXL
 from harness.guidance.cfg import CFG
 from harness.guidance.none import NoGuidance
+from harness.method import load_method
 from harness.prompts import Prompt
 from tests.tiny import tiny_stable_diffusion_xl
 
@@ -116,3 +117,13 @@ def test_half_precision_stays_near_the_pipeline(checkpoint: tuple[Path, bool], d
     found = difference(pipeline, model, "ddim", 5.0, "trailing", 4)
     # The pipeline keeps the solver's state in half precision, which this does not: some levels, no more.
     assert found.mean() < (0.5 if dtype == "float16" else 3)
+
+
+@pytest.mark.parametrize("guidance", [{"cfg": {"scale": 4}}, {"pag": {"scale": 3, "cfg_scale": 4}}])
+def test_a_row_does_not_depend_on_the_other_rows(model: StableDiffusionXL, guidance: dict[str, Any]) -> None:
+    method = load_method(noise={"nlg": {"steps": 2}}, guidance=guidance, sampler={"steps": 3})
+    whole = method(model, [*TEXTS, "", "a cross"], seeds=[0, 1, 2, 3])
+    mixed = method(model, ["something else", TEXTS[1], "y", "a cross"], seeds=[8, 1, 9, 3])
+    for row in (1, 3):
+        np.testing.assert_array_equal(mixed.images[row], whole.images[row])
+        assert torch.equal(mixed.latents[row], whole.latents[row])
