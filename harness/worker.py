@@ -54,6 +54,9 @@ class Worker:
         torch.set_num_threads(slot.threads)
         with contextlib.suppress(RuntimeError):  # can be set once a process only
             torch.set_num_interop_threads(1)
+        # float32 is float32 on a GPU too (convolutions there default to TF32), by the same kernels every time.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
         sys.path[:0] = [folder for folder in job.sys_path if folder not in sys.path]
         self.job, self.slot = job, slot
         self.device = _device(slot.device)

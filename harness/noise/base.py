@@ -65,8 +65,9 @@ class Refined:
 class NoiseStage(Protocol):
     """A frozen dataclass whose fields are its parameters.
 
-    Optional class attributes: `version` (int), `needs_judge` (bool), `needs` (kinds of prediction that it
-    asks of the model, so that a family without them is refused when the benchmark is read).
+    Optional attributes: `version` (int), `needs_judge` (bool), `needs` (kinds of prediction that it asks of
+    the model) and `needs_networks` (names of the model's further networks), so that a family or a model block
+    without them is refused when the benchmark is read.
     """
 
     def __call__(self, ctx: NoiseContext) -> Refined:
