@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 from harness.registry import nearest
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+NETWORK = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 def _label(value: str) -> str:
@@ -31,6 +32,20 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=False)
 
 
+class NetworkSpec(Strict):
+    """A further network of a model: one with weights of its own, or the model's own with a LoRA switched on."""
+
+    weights: str | None = None
+    lora: str | None = None
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "NetworkSpec":
+        if (self.weights is None) == (self.lora is None):
+            raise ValueError("give 'weights' (a folder with a unet/) or 'lora', one of the two")
+        return self
+
+
 class ModelSpec(Strict):
     """A model block. What is decided here is the same for every method: dtype, size, micro-batch, threads."""
 
@@ -43,7 +58,16 @@ class ModelSpec(Strict):
     device: str = "auto"  # "auto": a GPU where the worker has one, else the CPU
     threads: int = Field(1, ge=1)  # a worker's CPU threads; fixed here because they can change the last bits
     gpus: float = Field(1, gt=0)  # GPUs (or a fraction of one) a worker takes, where there are any
-    networks: dict[str, dict[str, Any]] = {}
+    networks: dict[str, NetworkSpec] = {}
+
+    @field_validator("networks")
+    @classmethod
+    def _network_names(cls, value: dict[str, NetworkSpec]) -> dict[str, NetworkSpec]:
+        for name in value:
+            if name == "main" or not NETWORK.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a network: use letters, digits, '_' and '-'; 'main' is the "
+                                 f"model's own")
+        return value
 
 
 class PromptSpec(Strict):
@@ -263,6 +287,8 @@ def _keys_at(place: tuple[Any, ...]) -> list[str]:
         "models": ModelSpec, "prompts": PromptSpec, "methods": MethodSpec, "tables": TableSpec, "paper": Paper,
     }
     block = blocks.get(str(place[0]), Benchmark) if place else Benchmark
+    if "networks" in place[2:]:
+        block = NetworkSpec
     return sorted(block.model_fields)
 
 

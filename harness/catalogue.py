@@ -27,7 +27,8 @@ def _plug_in(kind: str, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "about": about[0] if about else "",
-        "parameters": {field.name: _default(field) for field in fields if field.init},
+        # Those that a guidance has in common with others (its interval) come after its own.
+        "parameters": {f.name: _default(f) for f in sorted(fields, key=lambda f: bool(f.kw_only)) if f.init},
     }
 
 

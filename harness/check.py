@@ -58,7 +58,7 @@ def evaluations(model: ResolvedModel, method: ResolvedMethod) -> int:
     """Denoiser evaluations of one sample, found by running the method's own code on a model that only counts."""
     config = model.folder / "scheduler" / "scheduler_config.json"
     schedule = json.loads(config.read_text()) if config.is_file() else SD_SCHEDULE
-    counting = Counting(schedule, model.cls.requests, ("main", *model.spec.networks))
+    counting = Counting(schedule, model.cls.requests, ("main", *model.networks))
     judged = replace(method.method, judge=AnyJudge() if method.judge else None)
     return int(judged.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)]).nfe[0])
 
@@ -70,7 +70,10 @@ def _machine() -> dict[str, Any]:
 
 def _model(label: str, model: ResolvedModel) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in model.folder.rglob("*.safetensors"))
-    return {"label": label, "weights": model.spec.weights, "megabytes": round(size / 1e6, 1), "trained": model.trained}
+    return {
+        "label": label, "weights": model.spec.weights, "megabytes": round(size / 1e6, 1), "trained": model.trained,
+        "networks": list(model.networks),
+    }
 
 
 def _metric(label: str, missing: str | None) -> dict[str, Any]:
@@ -84,7 +87,8 @@ def text(report: dict[str, Any]) -> str:
     lines = [f"machine   {machine['cpus']} CPUs, {gpus}, {machine['free_disk_gb']} GB of disk free here"]
     for model in report.get("models", []):
         trained = "" if model["trained"] else ", random weights"
-        lines.append(f"model     {model['label']}: {model['weights']}, {model['megabytes']} MB{trained}")
+        networks = f", networks {', '.join(model['networks'])}" if model["networks"] else ""
+        lines.append(f"model     {model['label']}: {model['weights']}, {model['megabytes']} MB{networks}{trained}")
     for prompts in report.get("prompts", []):
         lines.append(f"prompts   {prompts['label']}: {prompts['prompts']} of set {prompts['set']}")
     for method in report.get("methods", []):

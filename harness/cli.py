@@ -159,9 +159,10 @@ def train(
     stage: Annotated[list[str] | None, typer.Option(help="Only this stage (in order, repeatable).")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Data-parallel processes, one thread each.")] = 2,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    shipped: Annotated[bool, typer.Option("--continue", help="Start from the shipped weights, not from none.")] = False,
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure the shipped weights; train nothing.")] = False,
 ) -> None:
-    """Train the embedded models from nothing, or continue; the same command resumes.
+    """Train the embedded models from nothing, or continue them; the same command resumes.
 
     harness train shapes
     """
@@ -185,7 +186,8 @@ def train(
     if device != "cpu" and processes != 1:
         raise HarnessError(f"--device {device} trains in one process: add --processes 1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train_shapes(out, stages=stage, processes=processes, device=device)
+    start = measure.WEIGHTS if shipped else None
+    train_shapes(out, stages=stage, processes=processes, device=device, continue_from=start)
 
 
 def _finish(failures: list[str]) -> None:

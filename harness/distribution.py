@@ -29,8 +29,12 @@ def distribution_values(
     of the `baselines` (methods) on the same model and prompts.
     """
     found = []
+    shelves = {
+        shelf: {(cell.model, cell.method, cell.prompts): _side(store, cell, shelf) for cell in cells}
+        for shelf in {metric.shelf for metric, _ in metrics.values()}
+    }
     for label, (metric, digest) in metrics.items():
-        sides = {(cell.model, cell.method, cell.prompts): _side(store, cell, metric.shelf) for cell in cells}
+        sides = shelves[metric.shelf]
         reference = metric.reference()
         for (model, method, prompts), side in sides.items():
             record = {

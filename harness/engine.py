@@ -25,7 +25,7 @@ from harness.units import GenerateUnit, Part, Report
 
 __all__ = ["Engine", "LocalEngine", "RayEngine", "open_engine"]
 
-IN_FLIGHT = 2  # units an actor holds: the next one waits at the worker, not at the driver
+IN_FLIGHT = 2  # units an actor holds: while one is being written, the next one computes
 CURRENT_CLUSTER = "ray_current_cluster"  # the file in which `ray start` notes its address
 TRIES = 3  # workers that may die over one unit
 START_TIMEOUT = 600.0  # seconds without any worker before it is said that none can start
@@ -199,7 +199,9 @@ class RayEngine:
 
         resources, _ = self._resources(slot)
         actor = ray.remote(_Actor).options(
-            **resources, max_restarts=0, max_task_retries=0, runtime_env={"env_vars": _environment(slot)}
+            # Both units in flight run: one computes while the other is being written (`Worker.run`).
+            **resources, max_concurrency=IN_FLIGHT, max_restarts=0, max_task_retries=0,
+            runtime_env={"env_vars": _environment(slot)},
         )
         handle = actor.remote(job, slot)
         return _Slot(handle, handle.ready.remote())

@@ -27,6 +27,7 @@ HOW = {"how": True}  # metadata of a parameter that changes how a result is comp
 BUILTIN: dict[str, dict[str, str]] = {
     "model": {
         "stable_diffusion": "harness.diffusion.stable_diffusion:StableDiffusion",
+        "stable_diffusion_xl": "harness.diffusion.stable_diffusion_xl:StableDiffusionXL",
     },
     "noise": {
         "gaussian": "harness.noise.gaussian:Gaussian",
@@ -40,6 +41,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     "guidance": {
         "none": "harness.guidance.none:NoGuidance",
         "cfg": "harness.guidance.cfg:CFG",
+        "pag": "harness.guidance.pag:PAG",
+        "autoguidance": "harness.guidance.autoguidance:Autoguidance",
     },
     "metric": {
         "geneval-shapes": "harness.metrics.geneval_shapes:GenEvalShapes",

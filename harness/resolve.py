@@ -4,6 +4,8 @@ What comes out is what a run is compared by (`definitions`) and what a worker is
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ class ResolvedModel:
     spec: ModelSpec
     folder: Path
     cls: type[Diffusion]
+    networks: dict[str, dict[str, Any]]  # as `Diffusion.load` takes them, folders found
     identity: dict[str, Any]
     trained: bool
 
@@ -109,9 +112,9 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
     models, prompts = {}, {}
     for label, spec in benchmark.models.items():
         try:
-            models[label] = _model(spec)
+            models[label] = _model(f"models.{label}", spec)
         except HarnessError as error:
-            problems.append(f"models.{label}: {error}")
+            problems.append(str(error))
     for label, chosen in benchmark.prompts.items():
         try:
             prompts[label] = prompt_sets.load(chosen, source.parent)
@@ -136,18 +139,37 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
     return Resolved(benchmark, models, methods, prompts, metrics, search)
 
 
-def _model(spec: ModelSpec) -> ResolvedModel:
-    cls = registry.load("model", spec.family)
-    folder = weights.resolve(spec.weights, spec.revision)
-    networks = {
-        name: {**block, "weights": weights.content_digest(weights.resolve(str(block.get("weights", ""))))}
-        for name, block in spec.networks.items()
-    }
+def _model(place: str, spec: ModelSpec) -> ResolvedModel:
+    with _at(place):
+        cls: type[Diffusion] = registry.load("model", spec.family)
+        folder = weights.resolve(spec.weights, spec.revision)
+        content = weights.content_digest(folder)
+    networks, digests, trained = {}, {}, weights.is_trained(folder)
+    for name, network in spec.networks.items():
+        with _at(f"{place}.networks.{name}"):
+            kind = "weights" if network.weights is not None else "lora"
+            source = str(network.weights or network.lora)
+            found = weights.resolve(source, network.revision)
+            problems = cls.network_problems(folder, kind, found)
+            if problems:
+                raise HarnessError("; ".join(problems))
+            networks[name] = {kind: source if source.startswith("builtin:") else str(found)}
+            digests[name] = {kind: weights.content_digest(found)}
+            trained = trained and weights.is_trained(found)
     identity = {
         "family": spec.family, "dtype": spec.dtype, "size": spec.size,
-        "weights": weights.content_digest(folder), "networks": networks, "version": getattr(cls, "version", 1),
+        "weights": content, "networks": digests, "version": getattr(cls, "version", 1),
     }
-    return ResolvedModel(spec, folder, cls, identity, weights.is_trained(folder))
+    return ResolvedModel(spec, folder, cls, networks, identity, trained)
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Says of an error where in the file it is."""
+    try:
+        yield
+    except HarnessError as error:
+        raise HarnessError(f"{place}: {error}") from error
 
 
 def _metrics(benchmark: Benchmark, problems: list[str]) -> dict[str, ResolvedMetric]:
@@ -194,7 +216,10 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
     found = []
     sampler: Sampler = method.method.sampler
     for label, model in models.items():
-        found += [f"with models.{label}: {text}" for text in model.cls.problems(model.folder, model.spec.size, sampler)]
+        wrong = model.cls.problems(model.folder, model.spec.size, sampler)
+        if wrong:
+            found += [f"with models.{label}: {text}" for text in wrong]
+            continue
         for part in (method.method.stage, method.method.guidance):
             lacking = set(getattr(part, "needs", ())) - model.cls.requests
             if lacking:
@@ -202,6 +227,16 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
                     f"{type(part).__name__} needs {', '.join(sorted(lacking))} predictions, which family "
                     f"{model.spec.family!r} (models.{label}) does not give"
                 )
+                continue
+            layers = getattr(part, "needs_layers", ())
+            if layers:
+                found += [f"with models.{label}: {text}" for text in model.cls.layer_problems(model.folder, layers)]
+            for name in getattr(part, "needs_networks", ()):
+                if name not in ("main", *model.networks):
+                    found.append(
+                        f"{type(part).__name__} needs a network {name!r}, which models.{label} does not have: add "
+                        f"'networks: {{{name}: {{lora: FOLDER}}}}' (or 'weights: FOLDER') to that block"
+                    )
     return found
 
 

@@ -78,6 +78,7 @@ def run(
         benchmark = benchmarks.parse(benchmark.model_dump(exclude_unset=True) | {"name": as_name}, "--as")
     resolved = resolve(benchmark, path)
     store = Store(results / benchmark.name)
+    store.sweep()
     _quarantine(store, display)
     _agree(store, resolved, replace)
     cells = resolved.cells()
@@ -218,7 +219,7 @@ def _quarantine(store: Store, display: Display) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    packages = ("torch", "diffusers", "transformers", "ray", "pyarrow", "numpy")
+    packages = ("torch", "diffusers", "transformers", "peft", "ray", "pyarrow", "numpy")
     return {
         "harness": harness.__version__,
         "commit": _commit(),
@@ -248,7 +249,7 @@ def _job(store: Store, resolved: Resolved) -> Job:
                 weights=model.spec.weights if model.spec.weights.startswith("builtin:") else str(model.folder),
                 dtype=model.spec.dtype,
                 size=model.spec.size,
-                networks=model.spec.networks,
+                networks=model.networks,
                 slot=Slot(model.spec.device, model.spec.threads, model.spec.gpus),
             )
             for label, model in resolved.models.items()

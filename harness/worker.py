@@ -6,6 +6,7 @@ A worker lives as long as its process and keeps what is slow to make: the model 
 import contextlib
 import gc
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -43,13 +44,19 @@ class DeviceLost(Exception):
 
 
 class Worker:
-    """Does units of one job, one after the other, in this process."""
+    """Does units of one job, one after the other, in this process.
+
+    Two threads may call `run`: while the images of one unit are encoded and written, the next one computes.
+    """
 
     def __init__(self, job: Job, slot: Slot) -> None:
         # Before anything computes: the number of threads is part of what decides the last bits.
         torch.set_num_threads(slot.threads)
         with contextlib.suppress(RuntimeError):  # can be set once a process only
             torch.set_num_interop_threads(1)
+        # float32 is float32 on a GPU too (convolutions there default to TF32), by the same kernels every time.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
         sys.path[:0] = [folder for folder in job.sys_path if folder not in sys.path]
         self.job, self.slot = job, slot
         self.device = _device(slot.device)
@@ -60,6 +67,7 @@ class Worker:
                 f"storage that all nodes share"
             )
         self.versions = _versions()
+        self.computing = threading.Lock()
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._model: tuple[str, Diffusion] | None = None
         self._methods: dict[str, Method] = {}
@@ -76,7 +84,10 @@ class Worker:
         started = time.monotonic()
         stage = "generate" if isinstance(unit, GenerateUnit) else "score"
         try:
-            return self.generate(unit) if isinstance(unit, GenerateUnit) else self.score(unit)
+            if isinstance(unit, GenerateUnit):
+                return self.generate(unit)
+            with self.computing:
+                return self.score(unit)
         except (StoreError, DeviceLost):
             raise
         except Exception as error:
@@ -92,15 +103,16 @@ class Worker:
         halved until the bad row is alone; that row is kept with its error and without an image.
         """
         started = time.monotonic()
-        model = self._load_model(unit.part.model)
-        method = self._load_method(unit.part.method)
         rows: list[dict[str, Any]] = []
         pending: list[Future[Encoded] | None] = []
-        for first in range(0, len(unit.rows), unit.batch):
-            for row, image in self._micro_batch(unit, unit.rows[first : first + unit.batch], model, method):
-                rows.append(row)
-                # Encoded in the background while the next micro-batch is at work.
-                pending.append(None if image is None else self.encoder.submit(encode, image, self.job.codec))
+        with self.computing:
+            model = self._load_model(unit.part.model)
+            method = self._load_method(unit.part.method)
+            for first in range(0, len(unit.rows), unit.batch):
+                for row, image in self._micro_batch(unit, unit.rows[first : first + unit.batch], model, method):
+                    rows.append(row)
+                    # Encoded in the background while the next micro-batch is at work.
+                    pending.append(None if image is None else self.encoder.submit(encode, image, self.job.codec))
         images = [None if future is None else future.result() for future in pending]
         self.store.write_images(unit.part, rows, images)
         failed = [

@@ -1,16 +1,19 @@
 """What tests of several files share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+# Read when ray is first imported, by whichever test: workers start with this interpreter, not through uv.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """One Ray for all tests, pretending to have two GPUs, its processes able to import `tests`."""
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # workers start with this interpreter, not through uv
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -21,3 +24,11 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C works, here and in child processes, also where the tests are a background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

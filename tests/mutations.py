@@ -99,13 +99,26 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("guidance/cfg.py", "tests/guidance/test_cfg.py"): [
         ("unconditional + self.scale * (conditional - unconditional)",
          "conditional + self.scale * (conditional - unconditional)"),
+        ("or self.scale == 1:", "or self.scale == 2:"),
+        ("(UNCOND,) if self.scale == 0 else", "(UNCOND,) if self.scale < 0 else"),
+    ],
+    ("guidance/interval.py", "tests/guidance/test_cfg.py"): [
         ("low < step.sigma and", "low <= step.sigma and"),
         ("step.sigma <= high", "step.sigma < high"),
         ("<= step.index <= self.steps[1]", "<= step.index < self.steps[1]"),
         ("<= place < self.fraction[1]", "<= place < self.fraction[1] + 2 * ROUNDING"),
         ("step.index / step.total + ROUNDING", "step.index / step.total"),
-        ("or self.scale == 1:", "or self.scale == 2:"),
-        ("(UNCOND,) if self.scale == 0 else", "(UNCOND,) if self.scale < 0 else"),
+    ],
+    ("guidance/pag.py", "tests/guidance/test_pag.py"): [
+        ("guided + self.scale * (conditional - predictions[self._perturbed])",
+         "guided - self.scale * (conditional - predictions[self._perturbed])"),
+        ("predictions[UNCOND] + self.cfg_scale * (conditional - predictions[UNCOND])",
+         "conditional + self.cfg_scale * (conditional - predictions[UNCOND])"),
+        ("() if self.cfg_scale == 1 else", "() if self.cfg_scale == 0 else"),
+    ],
+    ("guidance/autoguidance.py", "tests/guidance/test_autoguidance.py"): [
+        ("weak + self.scale * (conditional - weak)", "conditional + self.scale * (conditional - weak)"),
+        ("(self._weak,) if self.scale == 0 else", "(self._weak,) if self.scale < 0 else"),
     ],
     ("guidance/none.py", "tests/diffusion/test_inversion.py"): [
         ("Guided(predictions[COND])", "Guided(-predictions[COND])"),
@@ -163,7 +176,7 @@ def passes(folder: Path, tests: list[str]) -> bool:
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 1)
         os.dup2(nothing, 2)
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
+        os._exit(int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *tests])))
     return os.waitpid(child, 0)[1] == 0
 
 

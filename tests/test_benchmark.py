@@ -24,6 +24,10 @@ def message(change: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+def networks(given: dict[str, Any]) -> dict[str, Any]:
+    return {"models": {"sd": {"family": "x", "weights": "y", "networks": given}}}
+
+
 def test_a_good_file_is_accepted() -> None:
     parsed = benchmark.parse(GOOD, "file.yaml")
     assert parsed.methods["cfg-5"].guidance == {"cfg": {"scale": 5}}
@@ -37,6 +41,11 @@ def test_a_good_file_is_accepted() -> None:
         ({"models": {"sd": {"family": "x", "weights": "y", "bacth": 3}}}, ["models.sd.bacth", "'batch'"]),
         ({"models": {"sd": {"family": "x", "weights": "y", "batch": 0}}}, ["models.sd.batch", "greater than"]),
         ({"models": {"sd": {"family": "x", "weights": "y", "dtype": "int8"}}}, ["models.sd.dtype", "float32", "int8"]),
+        (networks({"weak": {}}), ["models.sd.networks.weak: give 'weights'"]),
+        (networks({"weak": {"lora": "a", "weights": "b"}}), ["models.sd.networks.weak", "one of the two"]),
+        (networks({"weak": {"lroa": "a"}}), ["models.sd.networks.weak.lroa: unknown key", "did you mean 'lora'"]),
+        (networks({"main": {"lora": "a"}}), ["models.sd.networks", "'main' cannot name a network"]),
+        (networks({"a.b": {"lora": "a"}}), ["models.sd.networks", "'a.b' cannot name a network"]),
         ({"models": {"a/../b": {"family": "x", "weights": "y"}}}, ["a/../b", "cannot name a folder"]),
         ({"name": "../up"}, ["name", "cannot name a folder"]),
         ({"prompts": {}}, ["prompts", "at least 1"]),

@@ -23,6 +23,7 @@ from harness.job import Job, ModelJob, Slot
 from harness.units import Report
 from tests.light import LightActor, light_unit, within
 
+pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each Ray takes the whole machine
 ROOT = Path(__file__).parent.parent
 CPU = ModelJob("fake", "", slot=Slot("cpu"))
 
@@ -140,7 +141,9 @@ def test_gpus_are_shared_by_fractions(light: None, job: Job) -> None:
         assert engine.describe().endswith(": 1 node(s), 4 CPU(s), 2 GPU(s)")
 
 
-def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(light: None, job: Job, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_workers_and_keeps_what_is_done(
+    light: None, ctrl_c: None, job: Job, tmp_path: Path
+) -> None:
     mark = tmp_path / "mark"
     units = [light_unit("0", sleep=mark), *[light_unit(str(i)) for i in range(1, 4)]]
     seen: list[Report] = []
@@ -194,7 +197,7 @@ def test_a_stale_note_of_a_cluster_is_not_followed(tmp_path: Path, monkeypatch: 
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         note.write_text(address + "\n")
-        assert _cluster_of_this_machine() == address
+        assert _cluster_of_this_machine() == tmp_path / "ray"
     assert _cluster_of_this_machine() is None
     note.write_text("nonsense")
     assert _cluster_of_this_machine() is None

@@ -17,6 +17,8 @@ from tests.fakes import part, unit
 from tests.light import within
 from tests.test_worker import make_job
 
+pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each Ray takes the whole machine
+
 
 def test_every_unit_once_and_the_same_on_two_workers_as_in_this_process(cluster: None, tmp_path: Path) -> None:
     texts = [[f"prompt {i} {j}" + (" raise" if i == j == 1 else "") for j in range(4)] for i in range(6)]

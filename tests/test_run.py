@@ -219,7 +219,7 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
             {"methods": {"m": {"noise": {"noise_diffusion": {}}, "judge": "geneval-shapes"}}},
             ["methods.m", "NoiseDiffusion needs a judge with a gradient", "'geneval-shapes'"],
         ),
-        ({"methods": {"m": {"noise": {"nlg": {"weak": "network:small"}}}}}, ["methods.m", "needs network"]),
+        ({"methods": {"m": {"noise": {"nlg": {"weak": "network:small"}}}}}, ["methods.m", "needs a network 'small'"]),
         ({"methods": {"m": {"noise": {"nlg": {"weak": "small"}}}}}, ["methods.m", "weak must be", "'small'"]),
         ({"seeding": "published"}, ["seeding: 'published'", "no method", "variant: published"]),
         ({"methods": {"m": {"noise": {"nowhere.at_all:Stage": {}}}}}, ["methods.m", "nowhere"]),

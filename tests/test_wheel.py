@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each Ray takes the whole machine
 ROOT = Path(__file__).parent.parent
 
 

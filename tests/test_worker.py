@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from harness.errors import HarnessError
 from harness.files import StoreError
@@ -190,6 +191,14 @@ def test_a_gpu_that_is_not_there(job: Job, monkeypatch: pytest.MonkeyPatch) -> N
     assert Worker(job, Slot("auto")).device == "cpu"
     with pytest.raises(HarnessError, match="has no GPU"):
         Worker(job, Slot("cuda"))
+
+
+def test_a_gpu_computes_in_the_dtype_that_rows_carry(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # PyTorch's default, put back afterwards
+    Worker(job, Slot("cpu"))
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_missing_column_of_the_prompt_set_is_an_error_row(worker: Worker) -> None:

@@ -167,11 +167,24 @@ class Diffusion(ABC):
         size: int | None = None,
         networks: dict[str, dict[str, Any]] | None = None,
     ) -> Diffusion:
-        """Opens a local folder, a Hub id or `builtin:NAME`. `size` is the image's side in pixels."""
+        """Opens a local folder, a Hub id or `builtin:NAME`. `size` is the image's side in pixels.
+
+        `networks` are further ones by name: {"weights": where} or {"lora": where}, with a `revision` or without.
+        """
 
     @classmethod
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:
         """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
+        return []
+
+    @classmethod
+    def network_problems(cls, folder: Path, kind: str, network: Path) -> list[str]:
+        """Why the folder `network`, as `kind` ("weights" or "lora"), gives the model of `folder` no further network."""
+        return [f"family {cls.family!r} takes no further networks"]
+
+    @classmethod
+    def layer_problems(cls, folder: Path, layers: tuple[str, ...]) -> list[str]:
+        """Which of these layers cannot be perturbed, of a family that gives "perturbed" predictions."""
         return []
 
     @abstractmethod

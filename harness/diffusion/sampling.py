@@ -26,7 +26,7 @@ def evaluate(
         HarnessError: a kind of prediction or a network that the model does not have.
     """
     calls: dict[tuple[str, tuple[str, ...]], list[Request]] = {}
-    for request in sorted(set(requests), key=lambda request: request.kind != "uncond"):
+    for request in sorted(dict.fromkeys(requests), key=lambda request: request.kind != "uncond"):
         if request.kind not in model.requests or request.network not in model.networks:
             known = ", ".join(sorted(model.requests)) + "; networks: " + ", ".join(model.networks)
             raise HarnessError(f"family {model.family!r} cannot give {request} (it gives {known})")

@@ -158,7 +158,7 @@ def _request(name: str, value: str) -> Request:
     kind, _, network = value.partition(":")
     if value in ("cond", "uncond"):
         return Request(value)
-    if kind == "network" and network:
+    if kind == "network" and network not in ("", "main"):  # "main" is the model itself: cond
         return Request("network", network=network)
     raise ValueError(f"{name} must be cond, uncond or network:NAME, got {value!r}")
 

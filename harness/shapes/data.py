@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -167,17 +167,22 @@ class World:
         return np.stack([self.images[i // size][i % size] for i in index])
 
 
+def run_jobs(do: Callable[[Any], None], jobs: Sequence[Any], processes: int) -> None:
+    """Does every job, in fresh processes side by side where there are several of both."""
+    if processes > 1 and len(jobs) > 1:
+        with get_context("spawn").Pool(processes) as pool:
+            pool.map(do, jobs, chunksize=1)
+    else:
+        for job in jobs:
+            do(job)
+
+
 def load_world(folder: str | Path, scenes: int, processes: int = 2) -> World:
     """Make (where missing) and open the first ``scenes`` training scenes under ``folder``."""
     parts = part_folders(folder, scenes)
     size = min(PART, scenes)
     missing = [(str(f), p, size) for p, f in enumerate(parts) if not (f / "captions.json").exists()]
-    if missing and processes > 1:
-        with get_context("spawn").Pool(processes) as pool:
-            pool.map(_make_part, missing, chunksize=1)
-    else:
-        for job in missing:
-            _make_part(job)
+    run_jobs(_make_part, missing, processes)
     table: dict[str, int] = {}
     facts: list[Any] = []
     tags: list[int] = []

@@ -23,36 +23,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 REFERENCE_SEED = 77
-
-
-@torch.no_grad()
-def sample(
-    unet: Any,
-    vae: Any,
-    scheduler: Any,
-    cond: Tensor,
-    null: Tensor,
-    noise: Tensor,
-    scale: float,
-    steps: int,
-    batch: int = 40,
-) -> NDArray[np.uint8]:
-    """Images uint8 [n, 64, 64, 3] by classifier-free guidance from noise [n, 4, 16, 16]; cond and null states."""
-    images = []
-    for c, start in zip(cond.split(batch), noise.split(batch), strict=True):
-        x = start
-        scheduler.set_timesteps(steps)
-        states = torch.cat([null.expand_as(c), c])
-        for t in scheduler.timesteps:
-            if scale == 1:
-                eps = unet(x, t, c).sample
-            else:
-                plain, told = unet(x.repeat(2, 1, 1, 1), t, states).sample.chunk(2)
-                eps = plain + scale * (told - plain)
-            x = scheduler.step(eps, t, x).prev_sample
-        y = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
-        images.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(images)
+BATCH = 40
 
 
 def score(captions: Sequence[Caption], images: NDArray[np.uint8]) -> dict[str, Any]:
@@ -75,25 +46,25 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy of a Stable Diffusion folder on the ``shapes`` (or, not ``held_out``, ``shapes-seen``) prompts.
 
-    Noise: one CPU generator a (prompt, seed), as in a benchmark run. Returns ``score``'s figures.
+    The images are those of a benchmark with the same prompts, seeds and scale. Returns ``score``'s figures.
     """
-    from diffusers import StableDiffusionPipeline
+    from harness.diffusion.stable_diffusion import StableDiffusion
+    from harness.method import load_method
+    from harness.prompts import Prompt
+    from harness.shapes.prompts import set_name
 
-    from harness.shapes.prompts import noise_seed, set_name
-
-    pipe = StableDiffusionPipeline.from_pretrained(weights, torch_dtype=torch.float32).to(device)
+    model = StableDiffusion.load(str(weights), device=device)
+    method = load_method(guidance={"cfg": {"scale": scale}}, sampler={"steps": steps})
     rows = prompt_captions(held_out)[:first]
-    captions = [c for _, c in rows]
-    ids = pipe.tokenizer([c.text for c in captions] + [""], padding="max_length", return_tensors="pt").input_ids
-    with torch.no_grad():
-        states = pipe.text_encoder(ids.to(device))[0]
+    captions = [caption for _, caption in rows]
+    prompts = [Prompt(key, caption.text) for key, caption in rows]
     images = []
     for seed in seeds:
-        generators = [torch.Generator("cpu").manual_seed(noise_seed(set_name(held_out), key, seed)) for key, _ in rows]
-        noise = torch.stack([torch.randn((4, 16, 16), generator=g) for g in generators])
-        images.append(
-            sample(pipe.unet, pipe.vae, pipe.scheduler, states[:-1], states[-1:], noise.to(device), scale, steps)
-        )
+        batches = [
+            method(model, prompts[i : i + BATCH], seed, prompt_set=set_name(held_out)).images[:, 0]
+            for i in range(0, len(prompts), BATCH)
+        ]
+        images.append(np.concatenate(batches))
         if progress:
             progress(f"seed {seed}: {score(captions, images[-1])}")
     return score(captions * len(seeds), np.concatenate(images))

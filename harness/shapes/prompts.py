@@ -23,12 +23,6 @@ def set_name(held_out: bool) -> str:
     return "shapes" if held_out else "shapes-seen"
 
 
-def noise_seed(prompts: str, prompt_id: str, seed: int) -> int:
-    """The seed of a row's initial noise: the first 8 bytes of a SHA-256, top bit cleared."""
-    digest = hashlib.sha256(f"noise/{prompts}/{prompt_id}/{seed}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") & (2**63 - 1)
-
-
 def prompt_lines(held_out: bool) -> str:
     """The JSONL text of a set."""
     rows = [

@@ -72,7 +72,8 @@ def train(
         resume: False throws the stages' checkpoints away first.
         scenes: drawn training scenes, a multiple of 5,000 (12 KB each on disk).
         minutes: between checkpoints. deadline: epoch seconds at which to checkpoint and stop.
-        continue_from: a weights folder (the shipped one, say) to start from instead of random weights.
+        continue_from: a weights folder (the shipped one, say) to start from instead of random weights; parts that
+            are not trained here are taken from it.
         progress: called on rank 0 with {stage, step, steps, loss, samples_per_s, eta_s, ...}; it must be picklable
             when processes > 1. Default: log lines.
     """
@@ -87,6 +88,8 @@ def train(
     from harness.shapes.data import load_world
 
     load_world(data, scenes, processes)
+    if continue_from is not None:
+        _take_parts(Path(continue_from), parts)
     figures_path = out / "weights" / "figures.json"
     figures: dict[str, Any] = json.loads(figures_path.read_text()) if figures_path.exists() else {}
     for name in names:
@@ -128,6 +131,23 @@ def train(
     figures_path.parent.mkdir(parents=True, exist_ok=True)
     figures_path.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
     return figures
+
+
+def _take_parts(weights: Path, parts: Path) -> None:
+    """The parts of a weights folder, where they do not lie there yet."""
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection
+
+    half: dict[str, Any] = {"torch_dtype": torch.float16}
+    if not (parts / "vae").exists():
+        AutoencoderTiny.from_pretrained(weights / "shapes-sd" / "vae", **half).save_pretrained(parts / "vae")
+    if not (parts / "unet").exists():
+        UNet2DConditionModel.from_pretrained(weights / "shapes-sd" / "unet", **half).save_pretrained(parts / "unet")
+    if not (parts / "text").exists():
+        text = CLIPTextModelWithProjection.from_pretrained(weights / "shapes-clip", dtype=torch.float16)
+        text.save_pretrained(parts / "text")
+    if not (parts / "shapes-clip").exists():
+        shutil.copytree(weights / "shapes-clip", parts / "shapes-clip")
 
 
 def finish(name: str, settings: Settings, parts: Path) -> dict[str, Any]:

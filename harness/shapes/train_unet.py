@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
-from harness.shapes.data import load_world, part_folders
+from harness.shapes.data import load_world, part_folders, run_jobs
 from harness.shapes.loop import Draws, Stage
 from harness.shapes.tokenizer import tokenize
 from harness.shapes.train_autoencoder import to_pixels
@@ -77,13 +76,7 @@ def prepare(data: str, scenes: int, parts: str, processes: int = 2) -> None:
     vae, text = Path(parts) / "vae", Path(parts) / "text"
     name = f"latents-{_digest(vae)}.npy"
     jobs = [(str(p), str(vae), name) for p in part_folders(data, scenes)]
-    jobs = [j for j in jobs if not (Path(j[0]) / name).exists()]
-    if jobs and processes > 1:
-        with get_context("spawn").Pool(processes) as pool:
-            pool.map(_encode_part, jobs, chunksize=1)
-    else:
-        for job in jobs:
-            _encode_part(job)
+    run_jobs(_encode_part, [job for job in jobs if not (Path(job[0]) / name).exists()], processes)
     states = Path(data) / f"states-{scenes}-{_digest(text)}.npy"
     if not states.exists():
         model = CLIPTextModelWithProjection.from_pretrained(text).eval()

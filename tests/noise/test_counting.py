@@ -33,7 +33,7 @@ def test_the_estimate_is_the_cost(name: str, tmp_path: Path) -> None:
     judge = Smooth() if getattr(loaded.stage, "needs_judge", False) else None
     method = Method(loaded.stage, CFG(3), loaded.sampler, judge)
     real = method(Twins(lambda x, t, n: n), numbers(1)).nfe[0]
-    model = Namespace(folder=tmp_path, cls=Twins, spec=Namespace(networks={"weak": {}}))
+    model = Namespace(folder=tmp_path, cls=Twins, networks={"weak": {}})
     # The judge that the estimate meets is its own; a resolved method holds the label of the real one.
     planned = Namespace(method=Method(loaded.stage, CFG(3), loaded.sampler), judge="smooth" if judge else None)
     assert evaluations(model, planned) == real  # type: ignore[arg-type]

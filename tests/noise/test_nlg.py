@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Sampler
+from harness.diffusion.stable_diffusion import StableDiffusion
 from harness.errors import HarnessError
 from harness.guidance.base import COND, UNCOND, Request
 from harness.guidance.cfg import CFG
@@ -16,7 +18,9 @@ from harness.guidance.none import NoGuidance
 from harness.method import Method, Result
 from harness.noise.gaussian import Gaussian
 from harness.noise.nlg import NLG
+from harness.prompts import Prompt
 from harness.seeding import RowKey, row_key
+from tests.tiny import tiny_lora, tiny_stable_diffusion
 from tests.toy import Toy, numbers
 
 BARE = NLG(steps=4, step_size=0.5, clip_threshold=None, normalise=False, noise_variance=0)
@@ -153,6 +157,17 @@ def test_any_pair_of_predictions_makes_a_direction() -> None:
         assert result.nfe_by_network == [expected] * 2
 
 
+def test_the_weak_network_of_a_model_block(tmp_path: Path) -> None:
+    folder = tiny_stable_diffusion(tmp_path / "sd")
+    lora = tiny_lora(tmp_path / "lora", folder)
+    model = StableDiffusion.load(str(folder), networks={"weak": {"lora": str(lora)}})
+    prompts = [Prompt("a", "a red ring"), Prompt("b", "two blue stars")]
+    method = Method(NLG(steps=3, weak="network:weak", clip_threshold=None), NoGuidance(), Sampler("ddim", 2))
+    result = method(model, prompts)
+    assert result.nfe_by_network == [{"main": 3 + 2, "weak": 3}] * 2
+    assert all(norm > 1e-3 for record in result.records for norm in record["norms"])
+
+
 def test_the_stage_says_what_its_pair_needs() -> None:
     assert NLG().pair == (COND, UNCOND)
     assert (NLG().needs, NLG().needs_networks) == ({"cond", "uncond"}, frozenset())
@@ -164,7 +179,8 @@ def test_the_stage_says_what_its_pair_needs() -> None:
 @pytest.mark.parametrize(
     ("pair", "message"),
     [({"weak": "network"}, "weak must be cond, uncond or network:NAME, got 'network'"),
-     ({"weak": "network:"}, "weak must be"), ({"strong": "perturbed"}, "strong must be"),
+     ({"weak": "network:"}, "weak must be"), ({"weak": "network:main"}, "weak must be"),
+     ({"strong": "perturbed"}, "strong must be"),
      ({"weak": "cond"}, "no direction between them")],
 )
 def test_a_pair_that_makes_no_sense(pair: dict[str, str], message: str) -> None:

@@ -1,0 +1,57 @@
+"""What the documentation tells its readers to do, done."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import benchmark, run
+from harness.diffusion.base import Step
+from harness.display import Display
+from harness.guidance.base import COND, UNCOND
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which a reader of docs/add-a-method.md has made its files."""
+    page = DOCS / "add-a-method.md"
+    names = []
+    for code in blocks(page, "python"):
+        names.append(code.split()[1].rstrip(","))  # "# rescaled.py, beside mine.yaml"
+        (tmp_path / names[-1]).write_text(code)
+    (tmp_path / "mine.yaml").write_text(blocks(page, "yaml")[0])
+    before = list(sys.path)
+    sys.path.insert(0, str(tmp_path))
+    yield tmp_path
+    sys.path[:] = before
+    for name in names:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+def test_the_methods_of_the_page_run_in_the_table(reader: Path) -> None:
+    text = (reader / "mine.yaml").read_text().replace("steps: 20", "steps: 2").replace("batch: 24", "batch: 2")
+    (reader / "mine.yaml").write_text(text)
+    assert len(benchmark.load(reader / "mine.yaml").methods) == 3
+    outcome = run.run(str(reader / "mine.yaml"), results=reader / "results", display=Display(), limit=2, workers=0)
+    assert outcome.failures == []
+    costs = {record["method"]: record["nfe"] for record in outcome.records}
+    assert costs == {"cfg-5": 4, "rescaled-5": 4, "calm": 12}
+
+
+def test_the_guidance_of_the_page_is_the_paper_s(reader: Path) -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+    from rescaled import Rescaled  # type: ignore[import-not-found]
+
+    generator = torch.Generator().manual_seed(0)
+    c, u = torch.randn((2, 3, 4, 8, 8), generator=generator)
+    found = Rescaled(5, 0.7).combine({COND: c, UNCOND: u}, c, Step(0, 1, 1.0, 999)).prediction
+    torch.testing.assert_close(found, rescale_noise_cfg(u + 5 * (c - u), c, 0.7))
