@@ -45,7 +45,7 @@ class Display:
                 TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), console=self.console,
             )
-            self._task = self._progress.add_task(stage, total=total, rate="starting workers")
+            self._task = self._progress.add_task(stage, total=total, rate="starting")
             self._progress.start()
         else:
             self._said = time.monotonic()

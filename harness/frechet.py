@@ -254,7 +254,11 @@ def frechet_interval(
 def mmd_without(
     x: ArrayLike, group: ArrayLike, y: ArrayLike, sigma: float = 10.0, scale: float = 1e3, *, own: float | None = None
 ) -> Array:
-    """The MMDs of `x` to `y` with each group of rows of `x` left out, `[g]`, from one pass over the kernel."""
+    """The MMDs of `x` to `y` with each group of rows of `x` left out, `[g]`, from one pass over the kernel.
+
+    Raises:
+        ValueError: there is but one group.
+    """
     a, b, labels = _features(x), _features(y), np.asarray(group)
     count = int(labels.max()) + 1
     size = np.bincount(labels, minlength=count)
@@ -264,6 +268,8 @@ def mmd_without(
         inside[:, k] = np.bincount(labels, kernel_sums(a, a[labels == k], sigma), count)
     own = mean_kernel(b, sigma) if own is None else own
     n = len(a) - size
+    if not n.all():
+        raise ValueError("all rows belong to one group: nothing is left when it is left out")
     xx = inside.sum() - 2 * inside.sum(axis=0) + np.diag(inside)
     return np.asarray(scale * (xx / n**2 + own - 2 * (cross.sum() - cross) / (n * len(b))))
 

@@ -107,6 +107,8 @@ def test_leaving_groups_out_equals_doing_so_by_hand():
     by_hand = [frechet_distance_of(x[group != k], reference.mean, reference.covariance) for k in range(7)]
     assert frechet.frechet_without(x, group, reference.mean, reference.covariance) == pytest.approx(by_hand)
     assert frechet.mmd_without(x, group, y) == pytest.approx([gaussian_mmd(x[group != k], y) for k in range(7)])
+    with pytest.raises(ValueError, match="one group"):
+        frechet.mmd_without(x, np.zeros_like(group), y)
 
 
 def test_prompt_groups_keep_prompts_whole_and_are_even():

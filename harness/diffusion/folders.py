@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
-from transformers.utils import logging as transformers_logging
 
 from harness.errors import HarnessError
 
@@ -161,18 +157,3 @@ def open_network(cls: Any, folder: Path, **dtype: torch.dtype) -> Any:
     if missing:
         raise HarnessError(f"{folder}: {len(missing)} weights are missing, the first is {missing[0]!r}")
     return network
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """The libraries' own bars would run through a worker's log."""
-    libraries = (diffusers_logging, transformers_logging)
-    shown = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, was in zip(libraries, shown, strict=True):
-            if was:
-                library.enable_progress_bar()

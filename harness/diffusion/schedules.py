@@ -6,7 +6,6 @@ grids or clipping is overridden, and only its betas, offsets and prediction type
 
 from __future__ import annotations
 
-import logging
 import math
 from itertools import pairwise
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from harness.diffusion.base import Sampler, Schedule, Step
 from harness.errors import HarnessError
+from harness.quiet import quiet
 from harness.registry import nearest
 
 _PLAIN_GRID = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
@@ -83,7 +83,7 @@ def build_scheduler(config: dict[str, Any], sampler: Sampler) -> Any:
     if sampler.spacing not in SPACINGS:
         raise HarnessError(f"sampler: unknown spacing {sampler.spacing!r}: {nearest(sampler.spacing, list(SPACINGS))}")
     cls, fixed = SOLVERS[sampler.name]
-    with _quiet():  # settings of another scheduler class in the configuration are no news
+    with quiet():  # settings of another scheduler class in the configuration are no news
         scheduler = cls.from_config(config, timestep_spacing=sampler.spacing, **fixed)
     trained = scheduler.config.num_train_timesteps
     if sampler.steps > trained:
@@ -104,18 +104,6 @@ def grid_of(scheduler: Any) -> list[float]:
     """The timestep at which each solver step starts, noisiest first."""
     timesteps: list[float] = scheduler.timesteps.tolist()
     return timesteps[::2] if scheduler.order == 2 else timesteps
-
-
-class _quiet:
-    """Silences the library's warnings about configuration keys of other schedulers."""
-
-    def __enter__(self) -> None:
-        self.logger = logging.getLogger("diffusers.configuration_utils")
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)
 
 
 class DiffusersSchedule(Schedule):

@@ -26,6 +26,7 @@ from harness.diffusion.schedules import SOLVERS, DiffusersSchedule, NoiseLevels,
 from harness.diffusion.unets import UNets, self_attention, without_weights
 from harness.errors import HarnessError
 from harness.prompts import Prompt
+from harness.quiet import quiet
 from harness.registry import nearest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -90,7 +91,7 @@ class StableDiffusion(Diffusion):
         found = cls._folder_problems(folder, size)
         if found:
             raise HarnessError("\n".join(f"{folder}: {problem}" for problem in found))
-        with folders.no_progress_bars():
+        with quiet():
             model = cls(**cls._parts(folder, DTYPES[dtype]), size=size, device=device)
             for name, block in (networks or {}).items():
                 model._add_network(folder, name, block)

@@ -17,6 +17,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from harness import weights as weight_files
 from harness.errors import HarnessError
+from harness.quiet import quiet
 
 CHUNK = 64  # images a forward pass
 
@@ -32,8 +33,11 @@ class Clip:
     def __init__(self, folder: Path, device: str) -> None:
         self.device = torch.device(device)
         try:
-            model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
-            self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+            with quiet():
+                model = CLIPModel.from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+                )
+                self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise HarnessError(f"{folder} is no CLIP in the transformers layout that can be opened: {error}") from error
         self.model = model.requires_grad_(False).eval().to(self.device)

@@ -1,0 +1,27 @@
+"""Opening networks without the libraries' own progress bars and remarks, which would run through ours."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps `diffusers` and `transformers` from drawing bars and from naming configuration keys they do not use."""
+    libraries = [importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")
+                 if name in sys.modules]
+    drawn = [library.is_progress_bar_enabled() for library in libraries]
+    remarks = logging.getLogger("diffusers.configuration_utils")
+    level = remarks.level
+    for library in libraries:
+        library.disable_progress_bar()
+    remarks.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        remarks.setLevel(level)
+        for library, was in zip(libraries, drawn, strict=True):
+            if was:
+                library.enable_progress_bar()
