@@ -33,6 +33,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "nlg": "harness.noise.nlg:NLG",
         "inversion_stability": "harness.noise.inversion_stability:InversionStability",
         "best_of_n": "harness.noise.best_of_n:BestOfN",
+        "noise_refine": "harness.noise.noise_refine:NoiseRefine",
     },
     "guidance": {
         "none": "harness.guidance.none:NoGuidance",
