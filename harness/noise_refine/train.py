@@ -143,9 +143,11 @@ def train(
             "batch": recipe.training.batch // processes,
         },
     )
-    _must_be_the_same(recipe, Path(settings.folder) / "recipe.json")
+    note = Path(settings.folder) / "recipe.json"
+    _must_be_the_same(recipe, note)
     make_pairs(Teacher(recipe, folder, Path(here)), processes, device, display or Display(quiet=True))
     stage = NoiseRefineStage(**settings.options)  # what is wrong with the recipe is said here, not by a process of many
+    write_atomic(note, json.dumps(recipe.model_dump(mode="json"), indent=1).encode())
     run_stage(NoiseRefineStage, settings, progress)
     step = load_average(stage, replace(settings, device="cpu"))
     if step < recipe.training.steps:
@@ -155,19 +157,17 @@ def train(
     return figures
 
 
-def _must_be_the_same(recipe: Recipe, path: Path) -> None:
+def _must_be_the_same(recipe: Recipe, note: Path) -> None:
     """A checkpoint goes on with the recipe that it began with."""
-    now = recipe.model_dump(mode="json")
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key in now if now[key] != before.get(key)]
-        if changed:
-            raise HarnessError(
-                f"{path.parent} holds the training of another recipe (it differs in {', '.join(changed)}): give "
-                f"another --out, or delete that folder to train anew with the teacher's images that still fit"
-            )
-    else:
-        write_atomic(path, json.dumps(now, indent=1).encode())
+    if not note.is_file():
+        return
+    now, before = recipe.model_dump(mode="json"), json.loads(note.read_text(encoding="utf-8"))
+    changed = [key for key in now if now[key] != before.get(key)]
+    if changed:
+        raise HarnessError(
+            f"{note.parent} holds the training of another recipe (it differs in {', '.join(changed)}): give another "
+            f"--out, or delete that folder to train anew with the teacher's images that still fit"
+        )
 
 
 def card(recipe: Recipe, figures: dict[str, Any]) -> str:
