@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from harness.diffusion.base import Diffusion
+from harness.diffusion.folders import LORA_FILE
 from harness.errors import HarnessError
+from harness.files import write_atomic
 
 ADAPTER = "refiner"
 LAYERS = {  # names of a UNet's modules in diffusers, by the paper's words (section 4)
@@ -67,17 +71,20 @@ def parameters(model: Diffusion) -> list[nn.Parameter]:
 
 
 def save(model: Diffusion, folder: Path) -> None:
-    """Writes `pytorch_lora_weights.safetensors` in float16, as `load_lora_weights` of the pipelines reads it."""
-    from diffusers import StableDiffusionPipeline
+    """Writes `pytorch_lora_weights.safetensors` in float16, as `load_lora_weights` of the pipelines reads it.
+
+    What `save_lora_weights` would write, whole or not at all, and the same bytes for the same weights: of several
+    entries in its header safetensors shuffles the order, so "format" is left out, which no reader needs.
+    """
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from peft import get_peft_model_state_dict
 
     unet: Any = model.unet  # type: ignore[attr-defined]
     weights = {
-        name: weight.half().cpu().contiguous()
+        f"unet.{name}": weight.half().cpu().contiguous()
         for name, weight in get_peft_model_state_dict(unet, adapter_name=ADAPTER).items()
     }
-    metadata = unet.peft_config[ADAPTER].to_dict()
-    metadata["target_modules"] = sorted(metadata["target_modules"])  # a set has no order, and a file must
-    StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=weights, unet_lora_adapter_metadata=metadata
-    )
+    config = unet.peft_config[ADAPTER].to_dict()
+    config["target_modules"] = sorted(config["target_modules"])  # a set has no order
+    header = json.dumps({f"unet.{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
+    write_atomic(folder / LORA_FILE, serialised(weights, metadata={LORA_ADAPTER_METADATA_KEY: header}))
