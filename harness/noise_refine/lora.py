@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,20 +70,13 @@ def parameters(model: Diffusion) -> list[nn.Parameter]:
 
 
 def save(model: Diffusion, folder: Path) -> None:
-    """Writes `pytorch_lora_weights.safetensors` in float16, as `load_lora_weights` of the pipelines reads it.
+    """Writes `pytorch_lora_weights.safetensors` in float16, as `save_lora_weights` of the pipelines does.
 
-    What `save_lora_weights` would write, whole or not at all, and the same bytes for the same weights: of several
-    entries in its header safetensors shuffles the order, so "format" is left out, which no reader needs.
+    Without a record of the LoRA's configuration, which other versions of PEFT may refuse: names and shapes say all,
+    since alpha is the rank.
     """
-    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from peft import get_peft_model_state_dict
 
-    unet: Any = model.unet  # type: ignore[attr-defined]
-    weights = {
-        f"unet.{name}": weight.half().cpu().contiguous()
-        for name, weight in get_peft_model_state_dict(unet, adapter_name=ADAPTER).items()
-    }
-    config = unet.peft_config[ADAPTER].to_dict()
-    config["target_modules"] = sorted(config["target_modules"])  # a set has no order
-    header = json.dumps({f"unet.{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
-    write_atomic(folder / LORA_FILE, serialised(weights, metadata={LORA_ADAPTER_METADATA_KEY: header}))
+    state = get_peft_model_state_dict(model.unet, adapter_name=ADAPTER)  # type: ignore[attr-defined]
+    weights = {f"unet.{name}": weight.half().cpu().contiguous() for name, weight in state.items()}
+    write_atomic(folder / LORA_FILE, serialised(weights, metadata={"format": "pt"}))
