@@ -21,7 +21,7 @@ from harness.benchmark import ModelSpec
 from harness.diffusion.base import Diffusion, Sampler
 from harness.diffusion.sampling import sample
 from harness.diffusion.stable_diffusion import StableDiffusion
-from harness.display import Display
+from harness.display import Display, Steps
 from harness.errors import HarnessError
 from harness.guidance.cfg import CFG
 from harness.guidance.none import NoGuidance
@@ -398,6 +398,22 @@ def test_a_break_changes_nothing(weights: Path, tmp_path: Path) -> None:
     fresh = lora.refiner(model, 4, ALL)
     lora.save(fresh, tmp_path / "fresh")
     assert (tmp_path / "fresh" / name).read_bytes() != (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.long
+def test_two_processes_make_the_same_pairs_and_resume_too(weights: Path, tmp_path: Path) -> None:
+    few = {"steps": 4, "batch": 4, "lr": 1e-3, "warmup": 1}
+    chosen = tiny_recipe(weights, tmp_path, training=few)
+    for name, stops in (("whole", [None]), ("broken", [2, None])):
+        for stop in stops:
+            train.train(chosen, tmp_path / name, here=tmp_path, processes=2, progress=Steps(), stop_after=stop)
+    name = "pytorch_lora_weights.safetensors"
+    assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    trained(chosen, tmp_path / "one", tmp_path)
+    one, two = (data.Teacher(chosen, tmp_path / folder, tmp_path) for folder in ("one", "whole"))
+    assert [one.path(*which).read_bytes() for which in one.wanted()] == [
+        two.path(*which).read_bytes() for which in two.wanted()
+    ]
 
 
 def test_a_changed_recipe_does_not_continue_another(weights: Path, tmp_path: Path) -> None:
