@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from harness.display import Display
+from harness.display import Display, Steps
 from harness.errors import HarnessError
 
 app = typer.Typer(
@@ -154,24 +154,40 @@ def check(
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="What to train: shapes.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished weights.")] = Path("runs/shapes"),
-    stage: Annotated[list[str] | None, typer.Option(help="Only this stage (in order, repeatable).")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Data-parallel processes, one thread each.")] = 2,
+    name: Annotated[str, typer.Argument(help="What to train: shapes or noise-refine.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints and the finished weights; default runs/NAME.")
+    ] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="shapes: only this stage (in order, repeatable).")] = None,
+    recipe: Annotated[str, typer.Option(help="noise-refine: a recipe's name or the path of its YAML file.")] = "shapes",
+    processes: Annotated[int | None, typer.Option(min=1, help="CPU processes of one thread each, or GPUs.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    shipped: Annotated[bool, typer.Option("--continue", help="Start from the shipped weights, not from none.")] = False,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure the shipped weights; train nothing.")] = False,
+    shipped: Annotated[
+        bool, typer.Option("--continue", help="shapes: start from the shipped weights, not from none.")
+    ] = False,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="shapes: measure the shipped weights; train nothing.")
+    ] = False,
 ) -> None:
-    """Train the embedded models from nothing, or continue them; the same command resumes.
+    """Train the embedded models from nothing, or the network of NoiseRefine; the same command resumes.
 
     harness train shapes
+
+    harness train noise-refine --recipe shapes --out runs/refiner
     """
+    if name not in ("shapes", "noise-refine"):
+        raise HarnessError(f"nothing called {name!r} can be trained here; known: shapes, noise-refine")
+    folder = out or Path("runs") / name
+    several = processes or (2 if device == "cpu" else 1)
+    if name == "noise-refine":
+        if stage or shipped or evaluate:
+            raise HarnessError("--stage, --continue and --evaluate belong to 'harness train shapes'")
+        _train_refiner(recipe, folder, several, device)
+        return
     from harness.shapes import evaluate as measure
     from harness.shapes.train import STEPS
     from harness.shapes.train import train as train_shapes
 
-    if name != "shapes":
-        raise HarnessError(f"nothing called {name!r} can be trained here; known: shapes")
     if evaluate:
         figures = {
             "held_out": measure.evaluate(seeds=(0, 1), progress=lambda line: typer.echo(line, err=True)),
@@ -183,11 +199,23 @@ def train(
     for wanted in stage or ():
         if wanted not in STEPS:
             raise HarnessError(f"--stage {wanted}: no such stage; the stages are {', '.join(STEPS)}")
-    if device != "cpu" and processes != 1:
-        raise HarnessError(f"--device {device} trains in one process: add --processes 1")
+    if device != "cpu" and several != 1:
+        raise HarnessError(f"--device {device} trains the shapes models in one process, not in {several}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     start = measure.WEIGHTS if shipped else None
-    train_shapes(out, stages=stage, processes=processes, device=device, continue_from=start)
+    train_shapes(folder, stages=stage, processes=several, device=device, continue_from=start)
+
+
+def _train_refiner(recipe: str, folder: Path, processes: int, device: str) -> None:
+    from harness.noise_refine import recipe as recipes
+    from harness.noise_refine import train as refining
+
+    chosen, here = recipes.load(recipe)
+    with Display() as display:
+        figures = refining.train(
+            chosen, folder, here=here, processes=processes, device=device, display=display, progress=Steps()
+        )
+    typer.echo(json.dumps(figures, indent=1))
 
 
 def _finish(failures: list[str]) -> None:

@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -79,6 +80,41 @@ class Display:
         if self._progress is not None:
             self._progress.stop()
             self._progress = self._task = None
+
+
+class Steps:
+    """Progress of a training on standard error: a live bar on a terminal, else a line now and then.
+
+    Called with what `harness.shapes.loop` reports; it may be sent to another process, and draws in that one.
+    """
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._said = float("-inf")
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        step, steps = event["step"], event["steps"]
+        known = ("stage", "step", "steps", "loss", "samples_per_s", "eta_s")
+        figures = "".join(f", {name} {value:.4g}" for name, value in event.items() if name not in known)
+        text = (f"loss {event['loss']:.4f}{figures}, {event['samples_per_s']:.1f} samples/s, "
+                f"{_clock(event['eta_s'])} left")
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        if console.is_terminal:
+            if self._progress is None:
+                self._progress = Progress(
+                    TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(),
+                    TextColumn("{task.fields[text]}"), console=console,
+                )
+                self._task = self._progress.add_task(event["stage"], total=steps, text="")
+                self._progress.start()
+            if self._task is not None:
+                self._progress.update(self._task, completed=step, text=text)
+            if step == steps:
+                self._progress.stop()
+        elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or step == steps:
+            self._said = time.monotonic()
+            console.print(f"{event['stage']}: {step:,}/{steps:,} {text}", markup=False)
 
 
 def _clock(seconds: float) -> str:

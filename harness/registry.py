@@ -37,6 +37,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "noise_diffusion": "harness.noise.noise_diffusion:NoiseDiffusion",
         "best_of_n": "harness.noise.best_of_n:BestOfN",
         "zero_order_search": "harness.noise.zero_order_search:ZeroOrderSearch",
+        "noise_refine": "harness.noise.noise_refine:NoiseRefine",
     },
     "guidance": {
         "none": "harness.guidance.none:NoGuidance",

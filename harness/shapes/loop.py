@@ -80,7 +80,7 @@ class Settings:
     steps: int
     processes: int = 2
     threads: int = 1
-    device: str = "cpu"
+    device: str = "cpu"  # "cuda": a GPU for each process
     resume: bool = True
     minutes: float = 5.0  # between checkpoints
     every: int = 100  # steps between log lines
@@ -112,19 +112,20 @@ def _train(rank: int, make: Callable[..., Stage], settings: Settings, port: int 
     torch.set_num_threads(settings.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     world = settings.processes
+    device = f"cuda:{rank}" if settings.device == "cuda" else settings.device
     if world > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        dist.init_process_group("gloo", rank=rank, world_size=world)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", rank=rank, world_size=world)
     torch.manual_seed(0)
-    stage = make(rank=rank, device=settings.device, **settings.options)
-    model = stage.model.to(settings.device).train()
+    stage = make(rank=rank, device=device, **settings.options)
+    model = stage.model.to(device).train()
     params = [p for p in model.parameters() if p.requires_grad]
     average = [p.detach().clone() for p in params]
     optimizer = torch.optim.AdamW(params, lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay)
     path = checkpoint_path(settings, stage.name)
     step = 0
     if settings.resume and path.exists():
-        saved = torch.load(path, weights_only=True, map_location=settings.device)
+        saved = torch.load(path, weights_only=True, map_location=device)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         torch._foreach_copy_(average, saved["ema"])
