@@ -19,6 +19,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "inversion_stability": {"candidates": 3, "together": 2}, "noise_optimisation": {"steps": 4},
     "noise_diffusion": {"rounds": 3, "candidates": 2},
     "best_of_n": {"candidates": 3}, "zero_order_search": {"rounds": 2, "neighbours": 3},
+    "noise_refine": {"network": "weak"},
 }
 
 
