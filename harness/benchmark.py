@@ -224,24 +224,31 @@ def resources(kind: str) -> Path:
 
 
 def known() -> dict[str, Path]:
-    """Benchmarks by name: those that ship, and those under ./benchmarks, which win."""
+    """Benchmarks by name: those that ship, and those under ./benchmarks, which win.
+
+    A name is the file's, with its folder only where a file further up has the same (`studies/shapes-noise`).
+    """
     found: dict[str, Path] = {}
     for folder in (resources("benchmarks"), Path("benchmarks")):
-        found |= {path.stem: path for path in sorted(folder.glob("**/*.yaml"))}
+        here: dict[str, Path] = {}
+        for path in sorted(folder.glob("**/*.yaml"), key=lambda path: (len(path.parts), path)):
+            name = path.stem if path.stem not in here else path.relative_to(folder).with_suffix("").as_posix()
+            here[name] = path
+        found |= here
     return found
 
 
 def find(name: str) -> Path:
     """The file of a benchmark given as a path or a known name."""
+    paths = known()
+    if name in paths:
+        return paths[name]
     if name.endswith((".yaml", ".yml")) or os.sep in name:
         path = Path(name)
         if not path.is_file():
             raise HarnessError(f"benchmark file {name}: no such file")
         return path
-    paths = known()
-    if name not in paths:
-        raise HarnessError(f"unknown benchmark {name!r}: {nearest(name, sorted(paths))} (or give a path to a .yaml)")
-    return paths[name]
+    raise HarnessError(f"unknown benchmark {name!r}: {nearest(name, sorted(paths))} (or give a path to a .yaml)")
 
 
 def load(path: Path) -> Benchmark:

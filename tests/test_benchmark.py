@@ -106,3 +106,15 @@ def test_limit_keeps_the_selection_it_narrows() -> None:
         GOOD | {"prompts": {"a": {"set": "s"}, "b": {"set": "s", "sample": 50}, "c": {"set": "s", "first": 2}}}, "f"
     ).limited(4)
     assert (parsed.prompts["a"].first, parsed.prompts["b"].sample, parsed.prompts["c"].first) == (4, 4, 2)
+
+
+def test_a_benchmark_further_down_keeps_its_folder_where_its_name_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("one.yaml", "studies/one.yaml", "studies/two.yaml"):
+        (tmp_path / "benchmarks" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "benchmarks" / place).touch()
+    for name, place in {"one": "one", "studies/one": "studies/one", "two": "studies/two"}.items():
+        assert benchmark.find(name) == Path(f"benchmarks/{place}.yaml")
+    assert benchmark.find("studies/shapes-noise") != benchmark.find("shapes-noise")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import harness
 from harness.metrics.base import DistributionMetric
 from harness.metrics.load import load_metric
 from harness.shapes.evaluate import (
@@ -31,7 +32,9 @@ def one_thread() -> Iterator[None]:
 
 def test_size_and_kinds_of_files() -> None:
     files = [p for p in WEIGHTS.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 10_000_000
+    refiner = [p for p in files if p.parent.name == "shapes-noise-refine"]
+    assert 0 < sum(p.stat().st_size for p in refiner) <= 2_000_000
+    assert sum(p.stat().st_size for p in files if p not in refiner) <= 10_000_000
     assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt", ".md"}
     for path in WEIGHTS.rglob("*model*.safetensors"):
         with safe_open(path, "pt") as file:
@@ -50,6 +53,15 @@ def test_pipeline_loads_and_draws() -> None:
     assert (config.timestep_spacing, config.clip_sample) == ("trailing", False)
     result = pipe("a photo of a red circle", num_inference_steps=2, output_type="np")
     assert result.images.shape == (1, 64, 64, 3)  # the folder's own default size
+
+
+def test_the_refiner_changes_the_noise_a_little() -> None:
+    networks = {"refiner": {"lora": "builtin:shapes-noise-refine"}}
+    model = harness.load_model("stable_diffusion", "builtin:shapes-sd", networks=networks)
+    method = harness.load_method(noise="noise_refine", sampler={"steps": 1})
+    result = method(model, ["a red circle", "two stars"])
+    assert all(0.03 < record["shift"] < 0.4 for record in result.records)
+    assert result.nfe_by_network[0] == {"refiner": 1, "main": 1}
 
 
 def test_clip_loads_and_shares_its_text_tower() -> None:
