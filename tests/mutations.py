@@ -96,6 +96,15 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("self._neighbours(ctx, best.noise, index)", "self._neighbours(ctx, ctx.noise, index)"),
         ("index * self.neighbours + k", "k"),
     ],
+    ("noise/noise_refine.py", "tests/noise/test_noise_refine.py"): [
+        ("Refined(ctx.noise + shift", "Refined(ctx.noise - shift"),
+        ("timestep=TIMESTEP)", "timestep=0)"),
+        ("shift.flatten(1).norm(dim=1) / ctx", "shift.flatten(1).norm(dim=1) * ctx"),
+    ],
+    ("noise_refine/train.py", "tests/test_noise_refine_training.py"): [
+        ("(latents - slope * noise).detach() + slope * noise", "latents.detach() + noise"),
+        ("- target).square()", "+ target).square()"),
+    ],
     ("guidance/cfg.py", "tests/guidance/test_cfg.py"): [
         ("unconditional + self.scale * (conditional - unconditional)",
          "conditional + self.scale * (conditional - unconditional)"),
