@@ -65,7 +65,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("self.noise if k == 0 else", "self.noise if k < 0 else"),
     ],
     ("noise/best_of_n.py", "tests/noise/test_selection.py"): [
-        ("highest=ctx.judge.higher_is_better", "highest=True"),
+        ("highest=ctx.required_judge.higher_is_better", "highest=True"),
     ],
     ("noise/noise_optimisation.py", "tests/noise/test_noise_optimisation.py"): [
         ("-across / length", "across / length"),
@@ -84,7 +84,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("((1 - share).sqrt() * z + share.sqrt() * draw", "((1 - share) * z + share * draw"),
         ("uphill if judge.higher_is_better else -uphill", "uphill"),
         ("torch.where(better, first + place, taken)", "torch.where(better, place, taken)"),
-        ("self.gamma(scores, ctx", "self.gamma(best.best, ctx"),
+        ("self.gamma(scores, judge", "self.gamma(best.best, judge"),
         ("images * 2 - 1", "images * 2"),
         ("kept = len(noise), ~(gamma > 0)", "kept = len(noise), gamma != gamma"),
         ("add_gradient(ctx.conditioning.rows)", 'add_gradient(ctx.conditioning.rows, "main")'),

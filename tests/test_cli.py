@@ -3,33 +3,14 @@
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from harness import cli
+from tests.command import BRIGHTNESS, harness
 from tests.tiny import tiny_stable_diffusion
-
-METRIC = '''
-from dataclasses import dataclass
-
-import numpy as np
-
-from harness.metrics.base import SampleMetric, Scores
-
-
-@dataclass(frozen=True)
-class Brightness(SampleMetric):
-    """The mean of all pixels, 0 to 255."""
-
-    name = "brightness"
-
-    def score(self, images: np.ndarray, prompts: object) -> Scores:
-        return Scores(images.mean(axis=(1, 2, 3, 4), dtype=np.float64))
-'''
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("cli")
     weights = tiny_stable_diffusion(made / "weights")
     (made / "prompts.txt").write_text("one\ntwo\nthree\n")
-    (made / "bright.py").write_text(METRIC)
+    (made / "bright.py").write_text(BRIGHTNESS)
     content: dict[str, Any] = {
         "name": "small",
         "models": {"sd": {"family": "stable_diffusion", "weights": str(weights), "batch": 4}},
@@ -51,20 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def harness(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
-    before = sys.argv
-    sys.argv = ["harness", *arguments]
-    try:
-        cli.main()
-        code: Any = 0
-    except SystemExit as left:
-        code = left.code or 0
-    finally:
-        sys.argv = before
-    said = capsys.readouterr()
-    assert "Traceback" not in said.err
-    return int(code), said.out, said.err
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import pytest
 import torch
 import yaml
 
-from harness import benchmark, cli
+from harness import benchmark
 from harness.resolve import resolve
 from harness.store import Store
+from tests.command import BRIGHTNESS, harness
 from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl
 
 STEPS = 2
@@ -39,23 +40,6 @@ NFE = {  # docs/methods.md, with T = 2
     "no-guidance": {"main": 2}, "cfg": {"main": 4}, "nlg": {"main": 2 * 3 + 2}, "stable": {"main": 2 * 2 * (2 + 1)},
     "best": {"main": 2 * 4}, "pag": {"main": 6}, "auto": {"main": 2, "weak": 2}, "auto-lora": {"main": 2, "other": 2},
 }
-METRIC = '''
-from dataclasses import dataclass
-
-import numpy as np
-
-from harness.metrics.base import SampleMetric, Scores
-
-
-@dataclass(frozen=True)
-class Brightness(SampleMetric):
-    """The mean of all pixels, 0 to 255."""
-
-    name = "brightness"
-
-    def score(self, images: np.ndarray, prompts: object) -> Scores:
-        return Scores(images.mean(axis=(1, 2, 3, 4), dtype=np.float64))
-'''
 
 
 @pytest.fixture(autouse=True)
@@ -66,24 +50,9 @@ def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mine_too", raising=False)
 
 
-def harness(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
-    before = sys.argv
-    sys.argv = ["harness", *arguments]
-    try:
-        cli.main()
-        code: Any = 0
-    except SystemExit as left:
-        code = left.code or 0
-    finally:
-        sys.argv = before
-    said = capsys.readouterr()
-    return int(code), said.out, said.err
-
-
 def write(folder: Path, model: dict[str, Any], methods: dict[str, Any], solver: str = "ddim") -> str:
     (folder / "words.txt").write_text("a red ring\ntwo blue stars\n")
-    (folder / "mine_too.py").write_text(METRIC)
+    (folder / "mine_too.py").write_text(BRIGHTNESS)
     path = folder / "family.yaml"
     content = {
         "name": "family", "models": {"model": model}, "prompts": {"words": {"set": "words", "path": "words.txt"}},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,8 @@ from harness.shapes.loop import Settings, checkpoint_path, draws
 from tests.tiny import tiny_stable_diffusion
 from tests.toy import SD_SCHEDULE, Toy, numbers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = ("attention", "convolution", "feed-forward")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

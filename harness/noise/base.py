@@ -48,18 +48,28 @@ class NoiseContext:
         """The k-th candidate noise; candidate 0 is the row's own noise, so K = 1 changes nothing."""
         return self.noise if k == 0 else self.draw("candidate", k)
 
+    @property
+    def required_judge(self) -> SampleMetric:
+        """The judge, for a stage that cannot do without one.
+
+        Raises:
+            HarnessError: the method has none.
+        """
+        if self.judge is None:
+            raise HarnessError("this noise stage needs a judge: name a metric that scores each image")
+        return self.judge
+
     def score(self, latents: Tensor) -> np.ndarray:
         """What the judge says of the images of clean latents `[k * B, C, H, W]`, float64 `[k * B]`.
 
         Raises:
             HarnessError: there is no judge, or it answers for another number of images.
         """
-        if self.judge is None:
-            raise HarnessError("this noise stage needs a judge: name a metric that scores each image")
+        judge = self.required_judge
         prompts = [*self.prompts] * (len(latents) // len(self.prompts))
-        scores = np.asarray(self.judge.score(self.model.decode(latents), prompts).values, dtype=np.float64)
+        scores = np.asarray(judge.score(self.model.decode(latents), prompts).values, dtype=np.float64)
         if scores.shape != (len(latents),):
-            raise HarnessError(f"judge {self.judge.name!r} gave scores {scores.shape} for {len(latents)} images")
+            raise HarnessError(f"judge {judge.name!r} gave scores {scores.shape} for {len(latents)} images")
         return scores
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from harness.errors import HarnessError
 from harness.noise.base import NoiseContext, Refined
 from harness.noise.choice import Best, positive, try_all
 from harness.registry import HOW
@@ -30,9 +29,7 @@ class BestOfN:
 
     def __call__(self, ctx: NoiseContext) -> Refined:
         """Chooses for every row; records all scores and the chosen candidate. Where a score is NaN it loses."""
-        if ctx.judge is None:
-            raise HarnessError("best_of_n needs a judge: name a metric that scores each image")
-        best = Best(highest=ctx.judge.higher_is_better)
+        best = Best(highest=ctx.required_judge.higher_is_better)
         candidates = map(ctx.candidate, range(self.candidates))
         try_all(ctx, best, candidates, self.together, lambda noise, latents: ctx.score(latents))
         return Refined(best.noise, best.records(), best.latents)

@@ -74,20 +74,19 @@ class NoiseDiffusion:
         a gradient that is not finite keeps its noise for that round (both None), and one with gamma = 0 does
         (candidate None).
         """
-        if ctx.judge is None:
-            raise HarnessError("noise_diffusion needs a judge: name a metric that scores each image")
-        best = Best(highest=ctx.judge.higher_is_better)
+        judge = ctx.required_judge
+        best = Best(highest=judge.higher_is_better)
         noise = ctx.noise
         gammas: list[np.ndarray] = []
         taken: list[np.ndarray] = []
         for index in range(self.rounds + 1):
             latents = ctx.sample(noise)
-            scores, uphill = self._judged(ctx, ctx.judge, latents, gradient=index < self.rounds)
+            scores, uphill = self._judged(ctx, judge, latents, gradient=index < self.rounds)
             best.offer(noise, latents, scores)
             if index == self.rounds:
                 break
             finite = uphill.flatten(1).isfinite().all(dim=1).cpu().numpy()
-            gamma = np.where(finite, self.gamma(scores, ctx.judge.higher_is_better), np.nan)
+            gamma = np.where(finite, self.gamma(scores, judge.higher_is_better), np.nan)
             noise, candidate = choose(ctx, noise, uphill, gamma, index, self.candidates)
             gammas.append(gamma)
             taken.append(candidate)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from harness.errors import HarnessError
 from harness.noise.base import NoiseContext, Refined
 from harness.noise.choice import Best, positive, try_all
 from harness.registry import HOW
@@ -53,9 +52,7 @@ class ZeroOrderSearch:
 
         `chosen` is the place of the last pivot among them. Where a score is NaN it loses.
         """
-        if ctx.judge is None:
-            raise HarnessError("zero_order_search needs a judge: name a metric that scores each image")
-        best = Best(highest=ctx.judge.higher_is_better)
+        best = Best(highest=ctx.required_judge.higher_is_better)
         try_all(ctx, best, [ctx.noise], 1, lambda noise, latents: ctx.score(latents))
         for index in range(self.rounds):
             neighbours = self._neighbours(ctx, best.noise, index)
