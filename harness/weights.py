@@ -111,8 +111,9 @@ def _must_be_whole(path: Path) -> None:
 
 
 def is_trained(path: Path) -> bool:
-    """False where the folder says of itself that its weights are random (`"trained": false`)."""
-    for name in ("model_index.json", "config.json"):
-        if (path / name).is_file() and json.loads((path / name).read_text()).get("trained") is False:
-            return False
-    return True
+    """False where a folder, or a file's neighbour `<file>.json`, says that the weights are random
+    (`"trained": false`)."""
+    said = [path / "model_index.json", path / "config.json", path / "trained.json"]
+    if path.is_file():
+        said = [path.with_name(path.name + ".json")]
+    return not any(file.is_file() and json.loads(file.read_text()).get("trained") is False for file in said)

@@ -10,9 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from harness import artifacts
+from harness.errors import HarnessError
 from harness.frechet import jackknife_difference, jackknife_interval, prompt_groups
 from harness.identity import digest
 from harness.prompts import Prompt
+from harness.weights import is_trained
 
 
 @dataclass
@@ -34,18 +37,34 @@ class Metric(ABC):
     version: ClassVar[int] = 1
     higher_is_better: ClassVar[bool] = True
     aggregation: ClassVar[str] = "mean"  # "mean_of_groups": the unweighted mean of the categories' means
-    trained: bool = True  # False marks random weights
+    def artifacts(self) -> dict[str, str]:
+        """The parameters that name weights (`harness.artifacts`) and what they name: `{"weights": "hpsv2.1"}`."""
+        return {}
 
     def open(self, device: str = "cpu") -> None:  # noqa: B027 - not every metric has weights
         """Loads what scoring needs; called once in the process that scores."""
 
     def missing(self) -> str | None:
         """None when `open` can succeed here; otherwise what is missing and the command that gets it."""
-        return None
+        lacking = []
+        for name in self.artifacts().values():
+            try:
+                artifacts.find(name)
+            except HarnessError as error:
+                lacking.append(str(error))
+        return "; ".join(lacking) or None
 
     def content(self) -> dict[str, Any]:
-        """What beside name, version and parameters decides the value: hashes of weights, preprocessing."""
-        return {}
+        """What beside name, version and parameters decides the value: hashes of weights, preprocessing.
+
+        A key that is also a parameter replaces it in the metric's digest: the same weights elsewhere are the same.
+        """
+        return {role: artifacts.content(name) for role, name in self.artifacts().items()}
+
+    @property
+    def trained(self) -> bool:
+        """False where weights say of themselves that they are random."""
+        return self.missing() is not None or all(is_trained(artifacts.find(n)) for n in self.artifacts().values())
 
 
 class SampleMetric(Metric):

@@ -43,7 +43,7 @@ class CLIPScoreShapes(SampleMetric):
         return {"weights": content_digest(folder), "preprocessing": clip.preprocessing(folder), "value": "cosine"}
 
     @property
-    def trained(self) -> bool:  # type: ignore[override]
+    def trained(self) -> bool:
         """False where the weights say that they are random."""
         return self.missing() is not None or is_trained(clip.locate(self.weights))
 

@@ -49,7 +49,7 @@ class _ShapesCLIP(DistributionMetric):
         }
 
     @property
-    def trained(self) -> bool:  # type: ignore[override]
+    def trained(self) -> bool:
         """False where the weights say that they are random."""
         return self.missing() is not None or is_trained(clip.locate(self.weights))
 

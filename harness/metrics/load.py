@@ -28,14 +28,13 @@ def load_metric(name: str, *, device: str = "cpu", **parameters: Any) -> Metric:
 def metric_identity(name: str, metric: Metric) -> dict[str, Any]:
     """What decides a metric's values: name, version, parameters, content of weights, preprocessing.
 
-    Where `content()` tells the weights by their content, the parameter `weights` (a place) is left out, so that
-    the same weights in another folder are the same metric.
+    A parameter that `content()` tells by its content (`weights`, a place) is left out, so that the same weights in
+    another folder are the same metric.
     """
     identity = registry.identity_of("metric", name, metric)
     content = metric.content()
-    if "weights" in content:
-        identity["parameters"] = {k: v for k, v in identity["parameters"].items() if k != "weights"}
-    return {**identity, "content": content}
+    parameters = {key: value for key, value in identity["parameters"].items() if key not in content}
+    return {**identity, "parameters": parameters, "content": content}
 
 
 def metric_digest(name: str, metric: Metric) -> str:
