@@ -31,14 +31,23 @@ METHODS: dict[str, dict[str, Any]] = {
     "cfg": {"guidance": CFG},
     "nlg": {"noise": {"nlg": {"steps": 3}}},
     "stable": {"noise": {"inversion_stability": {"candidates": 2}}, "guidance": CFG},
+    "optimised": {"noise": {"noise_optimisation": {"steps": 2}}, "guidance": CFG},
+    "diffused": {
+        "noise": {"noise_diffusion": {"rounds": 1, "candidates": 3}}, "guidance": CFG, "judge": "clipscore-shapes",
+    },
+    "refined": {"noise": {"noise_refine": {"network": "other"}}},
     "best": {"noise": {"best_of_n": {"candidates": 2}}, "guidance": CFG, "judge": "mine_too:Brightness"},
+    "searched": {
+        "noise": {"zero_order_search": {"rounds": 1, "neighbours": 2}}, "guidance": CFG, "judge": "clipscore-shapes",
+    },
     "pag": {"guidance": {"pag": {"scale": 3, "cfg_scale": 3}}},
     "auto": {"guidance": {"autoguidance": {"scale": 2, "network": "weak"}}},
     "auto-lora": {"guidance": {"autoguidance": {"scale": 2, "network": "other"}}},
 }
 NFE = {  # docs/methods.md, with T = 2
     "no-guidance": {"main": 2}, "cfg": {"main": 4}, "nlg": {"main": 2 * 3 + 2}, "stable": {"main": 2 * 2 * (2 + 1)},
-    "best": {"main": 2 * 4}, "pag": {"main": 6}, "auto": {"main": 2, "weak": 2}, "auto-lora": {"main": 2, "other": 2},
+    "optimised": {"main": 2 * 2 * (2 + 1)}, "diffused": {"main": 2 * 4}, "refined": {"main": 2, "other": 1},
+    "best": {"main": 2 * 4}, "searched": {"main": 3 * 4}, "pag": {"main": 6}, "auto": {"main": 2, "weak": 2}, "auto-lora": {"main": 2, "other": 2},
 }
 
 
@@ -92,10 +101,26 @@ def test_a_family_runs_every_method(
         assert all(image is not None and image.shape == (1, 64, 64, 3) and image.std() > 5 for image in made)
         images[part.method] = np.stack([image for image in made if image is not None])
     assert images.keys() == METHODS.keys()
-    for method in ("cfg", "nlg", "auto-lora"):
+    for method in ("cfg", "nlg", "auto-lora", "refined"):
         assert (images[method] != images["no-guidance"]).mean() > 0.1, method
     # A network guided by itself: w + 2 * (c - w) with w = c.
     np.testing.assert_array_equal(images["auto"], images["no-guidance"])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("sd1", "bfloat16"), ("sd2", "float32"), ("xl", "bfloat16"), ("xl-turbo", "float32")]
+)
+def test_a_family_generates_in_the_other_dtype_too(
+    name: str, dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family, make, solver = SETTINGS[name]
+    model = {"family": family, "weights": str(make(tmp_path / "weights")), "dtype": dtype, "batch": 2}
+    path = write(tmp_path, model, {"cfg": METHODS["cfg"]}, solver)
+    code, _, errors = harness(capsys, "run", path, "--workers", "0", "--results", str(tmp_path / "runs"))
+    assert code == 0, errors
+    rows = Store(tmp_path / "runs" / "family").read("images", columns=["dtype", "nfe", "error"])
+    assert rows[["dtype", "nfe"]].to_numpy().tolist() == [[dtype, 4]] * 2
+    assert rows["error"].isna().all()
 
 
 @pytest.mark.parametrize(
