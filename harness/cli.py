@@ -179,6 +179,7 @@ def train(
         raise HarnessError(f"nothing called {name!r} can be trained here; known: shapes, noise-refine")
     folder = out or Path("runs") / name
     several = processes or (2 if device == "cpu" else 1)
+    _devices(device, several)
     if name == "noise-refine":
         if stage or shipped or evaluate:
             raise HarnessError("--stage, --continue and --evaluate belong to 'harness train shapes'")
@@ -204,6 +205,18 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     start = measure.WEIGHTS if shipped else None
     train_shapes(folder, stages=stage, processes=several, device=device, continue_from=start)
+
+
+def _devices(device: str, processes: int) -> None:
+    """Refuses a device that is not here."""
+    import torch
+
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device not in ("cpu", "cuda"):
+        raise HarnessError(f"--device {device}: expected cpu or cuda")
+    if device == "cuda" and processes > here:
+        gpus = f"{here or 'no'} GPU{'s' * (here > 1)}"
+        raise HarnessError(f"--device cuda --processes {processes}: PyTorch finds {gpus} here")
 
 
 def _train_refiner(recipe: str, folder: Path, processes: int, device: str) -> None:

@@ -117,3 +117,15 @@ def test_list_names_what_there_is(kind: str, name: str, capsys: pytest.CaptureFi
 )
 def test_a_misused_command_line_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert harness(capsys, *arguments)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cuda", "PyTorch finds no GPU here"), ("gpu", "expected cpu or cuda")]
+)
+def test_training_on_a_device_that_is_not_here_is_refused(
+    device: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, said = harness(capsys, "train", "noise-refine", "--device", device, "--out", str(tmp_path))
+    assert code == 2
+    assert expected in said

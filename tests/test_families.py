@@ -47,7 +47,8 @@ METHODS: dict[str, dict[str, Any]] = {
 NFE = {  # docs/methods.md, with T = 2
     "no-guidance": {"main": 2}, "cfg": {"main": 4}, "nlg": {"main": 2 * 3 + 2}, "stable": {"main": 2 * 2 * (2 + 1)},
     "optimised": {"main": 2 * 2 * (2 + 1)}, "diffused": {"main": 2 * 4}, "refined": {"main": 2, "other": 1},
-    "best": {"main": 2 * 4}, "searched": {"main": 3 * 4}, "pag": {"main": 6}, "auto": {"main": 2, "weak": 2}, "auto-lora": {"main": 2, "other": 2},
+    "best": {"main": 2 * 4}, "searched": {"main": 3 * 4},
+    "pag": {"main": 6}, "auto": {"main": 2, "weak": 2}, "auto-lora": {"main": 2, "other": 2},
 }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
@@ -109,13 +109,14 @@ def checkpoint_path(settings: Settings, name: str) -> Path:
 
 
 def _train(rank: int, make: Callable[..., Stage], settings: Settings, port: int | None, progress: Any) -> None:
-    torch.set_num_threads(settings.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     world = settings.processes
-    device = f"cuda:{rank}" if settings.device == "cuda" else settings.device
     if world > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", rank=rank, world_size=world)
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    accelerator = Accelerator(cpu=settings.device == "cpu")
+    device = str(accelerator.device)
+    torch.set_num_threads(settings.threads)  # accelerate has a number of its own
     torch.manual_seed(0)
     stage = make(rank=rank, device=device, **settings.options)
     model = stage.model.to(device).train()
@@ -151,12 +152,13 @@ def _train(rank: int, make: Callable[..., Stage], settings: Settings, port: int 
         now = time.time()
         late = float(settings.deadline is not None and now > settings.deadline)
         if world > 1:
+            # One message for all gradients; the losses are no plain calls of the model that DDP could wrap.
             flat = torch.cat([g.reshape(-1) for g in grads] + [grads[0].new_tensor([late])])
-            dist.all_reduce(flat)
+            flat = accelerator.reduce(flat, reduction="mean")
             late = float(flat[-1])
             offset = 0
             for p in params:
-                p.grad = flat[offset : offset + p.numel()].view_as(p).div_(world)
+                p.grad = flat[offset : offset + p.numel()].view_as(p)
                 offset += p.numel()
         nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
@@ -180,8 +182,7 @@ def _train(rank: int, make: Callable[..., Stage], settings: Settings, port: int 
         if time.time() - saved_at > settings.minutes * 60 or stop or step == settings.steps:
             save()
             saved_at = time.time()
-    if world > 1:
-        dist.destroy_process_group()
+    accelerator.end_training()
 
 
 def load_average(stage: Stage, settings: Settings) -> int:
