@@ -46,6 +46,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "autoguidance": "harness.guidance.autoguidance:Autoguidance",
     },
     "metric": {
+        "hpsv2": "harness.metrics.hpsv2:HPSv2",
+        "hpsv2.1": "harness.metrics.hpsv2:HPSv21",
         "geneval-shapes": "harness.metrics.geneval_shapes:GenEvalShapes",
         "clipscore-shapes": "harness.metrics.clipscore_shapes:CLIPScoreShapes",
         "fd-shapes-clip": "harness.metrics.distribution_shapes:FrechetShapesCLIP",
