@@ -48,6 +48,13 @@ BUILTIN: dict[str, dict[str, str]] = {
     "metric": {
         "hpsv2": "harness.metrics.hpsv2:HPSv2",
         "hpsv2.1": "harness.metrics.hpsv2:HPSv21",
+        "pickscore": "harness.metrics.pickscore:PickScore",
+        "clipscore": "harness.metrics.clipscore:CLIPScore",
+        "clipscore-b32": "harness.metrics.clipscore:CLIPScoreB32",
+        "clipscore-b16": "harness.metrics.clipscore:CLIPScoreB16",
+        "clipscore-b16-lowest": "harness.metrics.clipscore:CLIPScoreB16Lowest",
+        "clipscore-l14": "harness.metrics.clipscore:CLIPScoreL14",
+        "aesthetic": "harness.metrics.aesthetic:Aesthetic",
         "geneval-shapes": "harness.metrics.geneval_shapes:GenEvalShapes",
         "clipscore-shapes": "harness.metrics.clipscore_shapes:CLIPScoreShapes",
         "fd-shapes-clip": "harness.metrics.distribution_shapes:FrechetShapesCLIP",
