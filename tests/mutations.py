@@ -181,6 +181,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("Resampling.BICUBIC", "Resampling.BILINEAR"),
         ('antialias=mode != "nearest"', "antialias=False"),
         (".clamp(0, 1)", ""),
+        ("((x.shape[-2], target[1]), target)", "(target,)"),
         (" / x.new_tensor(std)", " * x.new_tensor(std)"),
     ],
     ("metrics/openclip.py", "tests/metrics/test_clip_scorers.py"): [
@@ -211,7 +212,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("2.5 * cosine.clamp_min(0)", "2.5 * cosine"),
         ("2.5 * cosine.clamp_min(0)", "cosine.clamp_min(0)"),
         ("return 100 * cosine", "return cosine"),
-        ('"A photo depicts "', '"A photo depicts"'),
+        ('= "A photo depicts "', '= "A photo depicts"'),
         ('prefix: ClassVar[str] = ""', 'prefix: ClassVar[str] = "A photo depicts "'),
     ],
     ("metrics/aesthetic.py", "tests/metrics/test_clip_scorers.py"): [

@@ -167,7 +167,7 @@ def test_the_differentiable_path(scorer, name, resized):
         metric.differentiable(x, TEXTS)
     sharp = picture(*SIZES[5], 0)[None]  # margins of its centre are odd
     there = metric.differentiable_pixels(torch.from_numpy(sharp).float() / 255)
-    assert (there - metric.pixels(sharp)).abs().max() < 2 / 255 / min(clip_pixels.STD)
+    assert (there - metric.pixels(sharp)).abs().max() < 1.2 / 255 / min(clip_pixels.STD)
 
 
 # ---- preprocessing ----
@@ -186,14 +186,12 @@ def test_pixels_are_those_of_the_libraries(size):
         assert (ours - theirs).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("size", [size for size in SIZES if size[0] > 1])
-def test_tensors_are_cut_as_images_are(size):
-    y, x = np.meshgrid(np.linspace(0, 250, size[0]), np.linspace(0, 250, size[1]), indexing="ij")
-    image = np.stack([y, x, (x + y) / 2], axis=-1).round().astype(np.uint8)[None]
+@pytest.mark.parametrize("size", [(512, 512), (480, 640), (334, 250), (64, 96)])
+def test_tensors_are_resized_and_cut_as_images_are(size):
+    image = picture(*size, 0)[None]
     for odd in ("even", "floor"):
-        exact = clip_pixels.fitted(image, 224, odd)
         found = clip_pixels.fitted_tensor(torch.from_numpy(image).float() / 255, 224, odd)
-        assert (found - exact).abs().max() < 1.01 / 255
+        assert (found - clip_pixels.fitted(image, 224, odd)).abs().max() < 1.2 / 255
 
 
 def test_the_centre_of_odd_margins():
