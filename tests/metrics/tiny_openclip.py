@@ -59,10 +59,10 @@ def tensors(settings: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def write_hpsv2(folder: Path, seed: int = 0) -> Path:
+def write_hpsv2(folder: Path, seed: int = 0, settings: dict[str, Any] = HPSV2) -> Path:
     """A `.pt` file that holds `state_dict`, in float16; returns it."""
     path = folder / "HPS_v2.1_compressed.pt"
-    state = {name: tensor.half() for name, tensor in tensors(HPSV2, seed).items()}
+    state = {name: tensor.half() for name, tensor in tensors(settings, seed).items()}
     torch.save({"state_dict": state}, path)
     path.with_name(path.name + ".json").write_text('{"trained": false}')
     return path
