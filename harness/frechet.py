@@ -299,11 +299,21 @@ def jackknife_difference(
     return point1 - point2, low, high
 
 
-def _features(features: ArrayLike) -> Array:
-    """Features as finite float64 `[N, D]`."""
-    x = np.asarray(features, dtype=np.float64)
+def feature_rows(features: ArrayLike) -> NDArray[np.floating]:
+    """Features `[N, D]`, finite, in the precision that they have.
+
+    Raises:
+        ValueError: another shape, or a value that is not finite.
+    """
+    x = np.asarray(features)
+    x = x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float64)
     if x.ndim != 2:
         raise ValueError(f"features must be [N, D], got shape {x.shape}")
     if not np.isfinite(x).all():
         raise ValueError("the features hold values that are not finite")
     return x
+
+
+def _features(features: ArrayLike) -> Array:
+    """The same as float64."""
+    return feature_rows(features).astype(np.float64, copy=False)
