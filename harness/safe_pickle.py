@@ -1,10 +1,10 @@
 """Opens pickles of strangers: plain values, lists, tuples, dicts and numeric numpy arrays, and runs nothing else.
 
-A pickle is a program that may call whatever it names. Here it finds the few names that are written for an
-array, and behind them stand functions of this file that check what they are given: none of numpy's own code that rebuilds
-objects from raw state sees an unchecked value. The functions are made anew for each file, since a pickle may also set
-attributes of what it finds. Python's own reader is used, not the faster one in C: it can neither be made to reserve
-memory that the file does not fill, nor to read past it.
+A pickle is a program that may call whatever it names. Here it finds the few names that are written for an array, and
+behind them stand functions of this file that check what they are given: none of numpy's own code that rebuilds objects
+from raw state sees an unchecked value. The functions are made anew for each file, since a pickle may also set attributes
+of what it finds. Python's own reader is used, not the faster one in C, which can be made to reserve memory that the
+file does not fill.
 """
 
 from __future__ import annotations
