@@ -1,10 +1,13 @@
-"""Fréchet distance and MMD against known answers, torch-fidelity and simulation."""
+"""Fréchet distance and MMD against known answers, other implementations and simulation."""
+
+import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import linalg, stats
 
 from harness import frechet
 from harness.frechet import Moments, frechet_distance, frechet_distance_of, gaussian_mmd
@@ -20,15 +23,40 @@ def _distance(x: np.ndarray, y: np.ndarray) -> float:
     return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
-@pytest.mark.parametrize("dimension", [3, 16, 64])
-def test_equals_torch_fidelity_in_double_precision(dimension):
+def _others(a: Moments, b: Moments) -> dict[str, float]:
+    """The distance as scipy's matrix root (pytorch-fid, clean-fid, EDM2), torchmetrics and torch-fidelity give it."""
     from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torchmetrics.image.fid import _compute_fid
 
-    x, y = _cloud(300, dimension, 0), _cloud(400, dimension, 1, 0.5)
-    theirs = fid_statistics_to_metric(
-        *({"mu": z.mean(axis=0), "sigma": np.cov(z, rowvar=False)} for z in (x, y)), False
-    )["frechet_inception_distance"]
-    assert _distance(x, y) == pytest.approx(theirs, rel=1e-6)
+    root = linalg.sqrtm(a.covariance @ b.covariance)
+    theirs = [{"mu": m.mean, "sigma": m.covariance} for m in (a, b)]
+    return {
+        "scipy": ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance - 2 * root.real),
+        "torchmetrics": _compute_fid(*(torch.from_numpy(z) for m in (a, b) for z in (m.mean, m.covariance))).item(),
+        "torch-fidelity": fid_statistics_to_metric(*theirs, False)["frechet_inception_distance"],
+    }
+
+
+@pytest.mark.parametrize("dimension", [3, 64, 192, pytest.param(2048, marks=pytest.mark.long)])
+def test_equals_scipy_torchmetrics_and_torch_fidelity(dimension):
+    a, b = Moments.of(_cloud(4 * dimension, dimension, 0)), Moments.of(_cloud(5 * dimension, dimension, 1, 0.5))
+    ours = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+    for name, theirs in _others(a, b).items():
+        assert ours == pytest.approx(theirs, rel=1e-8), name
+
+
+def test_a_singular_reference_equals_the_limit_of_regular_ones():
+    x, y = Moments.of(_cloud(90, 32, 14)), Moments.of(_cloud(12, 32, 15))
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(y.covariance - 1e-12 * np.eye(32))
+    found = frechet_distance(x.mean, x.covariance, y.mean, y.covariance)
+    assert found == pytest.approx(frechet_distance(y.mean, y.covariance, x.mean, x.covariance), rel=1e-6)
+    singular = np.diag([4.0, 0.0, 0.0])
+    assert frechet_distance(np.zeros(3), np.eye(3), np.zeros(3), singular) == pytest.approx(3 + 4 - 2 * 2)
+    a = frechet.factor_of(singular)
+    assert a @ a.T == pytest.approx(singular)
+    a = frechet.factor_of(x.covariance)
+    assert a @ a.T == pytest.approx(x.covariance)
 
 
 def test_analytic_cases():
@@ -59,6 +87,59 @@ def test_moments_are_numpys_and_merge():
     assert merged.count == 101
     assert merged.covariance == pytest.approx(whole.covariance, rel=1e-12)
     assert (merged - Moments.of(x[:40])).mean == pytest.approx(x[40:].mean(axis=0))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=6), st.integers(1, 50))
+def test_moments_of_parts_are_those_of_the_whole(lengths, block):
+    x = _cloud(sum(lengths) + 5, 4, 16).astype(np.float32)
+    parts = np.split(x, np.cumsum(lengths))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frechet, "BLOCK", block)
+        found = Moments.of_parts(iter(parts))
+    assert found.count == len(x)
+    assert found.mean == pytest.approx(x.mean(axis=0, dtype=np.float64))
+    assert found.covariance == pytest.approx(np.cov(x, rowvar=False))
+    assert (found.covariance == found.covariance.T).all()
+
+
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="no features"):
+        Moments.of_parts([])
+    with pytest.raises(ValueError, match="dimensions"):
+        Moments.of_parts([np.zeros((2000, 3)), np.zeros((2000, 4))])
+    with pytest.raises(ValueError, match="not finite"):
+        Moments.of_parts([np.zeros((2, 3)), np.full((1, 3), np.nan)])
+
+
+def _peak(dimension: int, rows: int, parts: int) -> int:
+    """Bytes that streaming and the covariance held at most."""
+
+    def features():
+        for i in range(parts):
+            yield np.random.default_rng(i).standard_normal((rows, dimension), dtype=np.float32)
+
+    tracemalloc.start()
+    Moments.of_parts(features()).covariance  # noqa: B018
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_streamed_moments_hold_two_sums_and_a_few_blocks():
+    few, many = _peak(512, 64, 8), _peak(512, 64, 80)
+    assert many < few + 10_000
+
+    def limit(d: int) -> float:
+        return 2 * 8 * d**2 + 4 * 8 * d * frechet.BLOCK + 3 * 4 * d * 64
+
+    assert many < limit(512)
+    assert limit(2048) < 100e6
+
+
+@pytest.mark.long
+def test_streamed_moments_of_inception_features_stay_below_100_mb():
+    assert _peak(2048, 64, 400) < 100e6
 
 
 @settings(max_examples=25, deadline=None)

@@ -17,6 +17,9 @@ FORBIDDEN = {
     "plan.py": {"torch", "ray"},
     "identity.py": {"torch", "ray", "harness.store"},
     "frechet.py": {"torch", "ray", "pandas"},
+    "kid.py": {"torch", "ray", "pandas"},
+    "prdc.py": {"torch", "ray", "pandas"},
+    "inception_score.py": {"torch", "ray", "pandas"},
     "store.py": {"torch", "ray"},
     "worker.py": {"ray"},
 }
