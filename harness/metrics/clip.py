@@ -1,9 +1,10 @@
-"""A CLIP in the `transformers` layout: embeddings of images and texts, with the processor's own preprocessing."""
+"""Embeddings of images and texts by a CLIP: what all CLIPs here share, and one in the `transformers` layout."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,36 +13,91 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import functional
 from transformers import CLIPModel, CLIPProcessor
 
 from harness import weights as weight_files
 from harness.errors import HarnessError
+from harness.metrics import clip_pixels
 from harness.quiet import quiet
 
 CHUNK = 64  # images a forward pass
+TEXTS = 10_000  # embeddings of texts that are kept: 40 MB at 1024 dimensions
 
 
-class Clip:
-    """One CLIP on one device, float32, in evaluation mode.
+class Embedder(ABC):
+    """One CLIP on one device, float32, in evaluation mode; its parameters take no gradients.
 
-    Images go through `CLIPProcessor` exactly as its configuration says. Texts are encoded one by one and kept:
-    a text's embedding is then the same, bit for bit, whatever was encoded before or beside it (a judge's choice
-    must not depend on a worker's past), and a prompt with many seeds costs one pass.
+    Texts are encoded one by one and kept: a text's embedding is then the same, bit for bit, whatever was encoded
+    before or beside it (a judge's choice must not depend on a worker's past), and a prompt with many seeds costs
+    one pass.
     """
 
-    def __init__(self, folder: Path, device: str) -> None:
-        self.device = torch.device(device)
+    device: torch.device
+    dimension: int  # of the embeddings
+    size: int  # the side of the network's input
+
+    def __init__(self) -> None:
+        self.texts: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def pixels(self, images: np.ndarray) -> Tensor:
+        """uint8 `[N, H, W, 3]` as the network's input `[N, 3, h, w]`."""
+
+    @abstractmethod
+    def differentiable_pixels(self, images: Tensor) -> Tensor:
+        """Float `[N, H, W, 3]` in [0, 1] as the network's input, on its device, with gradients.
+
+        The steps of `pixels` without its rounding to 8 bits after the resize; equal to it where no resize is needed.
+        """
+
+    @abstractmethod
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Network input to projected embeddings; gradients flow where the input asks for them."""
+
+    @abstractmethod
+    def encode(self, text: str) -> Tensor:
+        """A text's projected embedding, `[D]`; truncated where it is longer than the context."""
+
+    @torch.no_grad()
+    def images(self, images: np.ndarray, pixels: Callable[[np.ndarray], Tensor] | None = None) -> Tensor:
+        """uint8 `[N, H, W, 3]` to projected embeddings `[N, D]`, not normalised; `pixels` for another input."""
+        pixels = pixels or self.pixels
+        parts = [self.embed(pixels(images[i : i + CHUNK]).to(self.device)) for i in range(0, len(images), CHUNK)]
+        return torch.cat(parts) if parts else torch.zeros((0, self.dimension))
+
+    @torch.no_grad()
+    def text(self, text: str) -> Tensor:
+        """A text's projected embedding, `[D]`, not normalised; the oldest is forgotten where there are too many."""
+        if text not in self.texts:
+            if len(self.texts) >= TEXTS:
+                del self.texts[next(iter(self.texts))]
+            self.texts[text] = self.encode(text)
+        return self.texts[text]
+
+
+class Clip(Embedder):
+    """A CLIP in the `transformers` layout, images exactly as its processor's configuration says.
+
+    `processor` is a folder of its own where the model's holds none. `padding` is that of the tokenizer; what follows
+    a text's end never reaches its embedding but by rounding.
+    """
+
+    def __init__(
+        self, folder: Path, device: str, processor: Path | None = None, padding: bool | str = "max_length"
+    ) -> None:
+        super().__init__()
+        self.device, self.padding = torch.device(device), padding
         try:
             with quiet():
-                model = CLIPModel.from_pretrained(
-                    folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+                model, found = CLIPModel.from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
                 )
-                self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+                self.processor = CLIPProcessor.from_pretrained(processor or folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise HarnessError(f"{folder} is no CLIP in the transformers layout that can be opened: {error}") from error
+        must_fit(folder, found["missing_keys"], found["unexpected_keys"])
         self.model = model.requires_grad_(False).eval().to(self.device)
-        self.texts: dict[str, Tensor] = {}
+        self.dimension, self.size = model.config.projection_dim, model.config.vision_config.image_size
 
     def pixels(self, images: np.ndarray) -> Tensor:
         """uint8 `[N, H, W, 3]` as the network's input `[N, 3, h, w]`."""
@@ -49,68 +105,60 @@ class Clip:
         found = process(images=list(images), return_tensors="pt", input_data_format="channels_last")
         return torch.as_tensor(found["pixel_values"])
 
-    @torch.no_grad()
-    def images(self, images: np.ndarray) -> Tensor:
-        """uint8 `[N, H, W, 3]` to projected embeddings `[N, D]`, not normalised."""
-        parts = [self.embed(self.pixels(images[i : i + CHUNK]).to(self.device)) for i in range(0, len(images), CHUNK)]
-        return torch.cat(parts) if parts else torch.zeros((0, self.model.config.projection_dim))
-
     def embed(self, pixels: Tensor) -> Tensor:
         """Network input to projected embeddings; gradients flow where the input asks for them."""
         return _pooled(self.model.get_image_features(pixel_values=pixels))
 
-    @torch.no_grad()
-    def text(self, text: str) -> Tensor:
-        """A text's projected embedding, `[D]`, not normalised; truncated where it is longer than the context."""
-        if text not in self.texts:
-            tokens = self.processor.tokenizer(
-                text, padding="max_length", truncation=True, return_tensors="pt",
-                max_length=self.model.config.text_config.max_position_embeddings,
-            )
-            self.texts[text] = _pooled(self.model.get_text_features(**tokens.to(self.device)))[0]
-        return self.texts[text]
+    def encode(self, text: str) -> Tensor:
+        """A text's projected embedding, `[D]`; truncated where it is longer than the context."""
+        tokens = self.processor.tokenizer(
+            text, padding=self.padding, truncation=True, return_tensors="pt",
+            max_length=self.model.config.text_config.max_position_embeddings,
+        )
+        return _pooled(self.model.get_text_features(**tokens.to(self.device)))[0]
 
     def differentiable_pixels(self, images: Tensor) -> Tensor:
-        """Float `[N, H, W, 3]` in [0, 1] as the network's input, with gradients.
-
-        The processor's steps (resize, centre crop, normalise) without its rounding to 8 bits after the resize;
-        equal to `pixels` where no resize is needed.
-        """
+        """Float `[N, H, W, 3]` in [0, 1] as the network's input: the processor's steps, without 8 bits."""
         config = self.processor.image_processor
         x: Tensor = images.permute(0, 3, 1, 2).to(self.device, torch.float32)
         if config.do_resize:
             size = dict(config.size)
-            height, width = x.shape[-2:]
-            if "shortest_edge" in size:  # the longer side is cut off towards zero, as torchvision does
-                short = size["shortest_edge"]
-                long = int(short * max(height, width) / min(height, width))
-                target = (short, long) if height <= width else (long, short)
+            if "shortest_edge" in size:
+                target = clip_pixels.shortest_edge(x.shape[-2], x.shape[-1], size["shortest_edge"])
             else:
                 target = (size["height"], size["width"])
-            if target != (height, width):
-                mode = {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(int(config.resample), "bicubic")
-                x = functional.interpolate(x, target, mode=mode, antialias=mode != "nearest").clamp(0, 1)
+            mode = {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(int(config.resample), "bicubic")
+            x = clip_pixels.resized(x, target, mode)
         if config.do_center_crop:
             crop = dict(config.crop_size)
-            top, left = (x.shape[-2] - crop["height"]) // 2, (x.shape[-1] - crop["width"]) // 2
-            if top < 0 or left < 0:
-                raise ValueError(f"images of {tuple(x.shape[-2:])} pixels are smaller than the crop {crop}")
+            top, left = clip_pixels.centre(x.shape[-2], x.shape[-1], (crop["height"], crop["width"]), "floor")
             x = x[..., top : top + crop["height"], left : left + crop["width"]]
         if config.do_normalize:
-            mean = torch.tensor(config.image_mean, device=x.device)[:, None, None]
-            std = torch.tensor(config.image_std, device=x.device)[:, None, None]
-            x = (x - mean) / std
+            x = clip_pixels.normalised(x, config.image_mean, config.image_std)
         return x
 
 
-def opened(folder: Path, device: str) -> Clip:
-    """The CLIP of a folder on a device, shared by all metrics of this process."""
-    return _opened(folder, device, weight_files.sha256_of(model_file(folder)))
+def opened(
+    folder: Path, device: str, processor: Path | None = None, padding: bool | str = "max_length"
+) -> Clip:
+    """The CLIP of a folder on a device, shared by all metrics of this process. Arguments as `Clip`'s."""
+    return _opened(folder, device, processor, padding, weight_files.sha256_of(model_file(folder)))
 
 
 @lru_cache(maxsize=4)
-def _opened(folder: Path, device: str, sha256: str) -> Clip:
-    return Clip(folder, device)
+def _opened(folder: Path, device: str, processor: Path | None, padding: bool | str, sha256: str) -> Clip:
+    return Clip(folder, device, processor, padding)
+
+
+def must_fit(place: Path, missing: Sequence[str], surplus: Sequence[str]) -> None:
+    """Raises HarnessError, naming the first of them, where a checkpoint lacks tensors or holds too many."""
+    for what, keys in (("lacks", missing), ("holds, beside what the model has,", surplus)):
+        if keys:
+            some = ", ".join(sorted(keys)[:3])
+            raise HarnessError(
+                f"{place} {what} {len(keys)} tensor{'s' * (len(keys) > 1)}: {some}{', ...' * (len(keys) > 3)}; "
+                f"it is a checkpoint of another model, or not whole"
+            )
 
 
 def locate(weights: str) -> Path:
@@ -151,7 +199,7 @@ def stills(images: Any, metric: str) -> Any:
     return images[:, 0]
 
 
-def text_rows(clip: Clip, texts: Sequence[str]) -> Tensor:
+def text_rows(clip: Embedder, texts: Sequence[str]) -> Tensor:
     """The embeddings of texts, `[B, D]`."""
     return torch.stack([clip.text(text) for text in texts])
 

@@ -6,19 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
 from harness.metrics import clip
-from harness.metrics.base import SampleMetric, Scores
-from harness.prompts import Prompt, as_prompts
+from harness.metrics.embedding_scorer import EmbeddingScorer
+from harness.prompts import Prompt
 from harness.weights import content_digest, is_trained
 
 
 @dataclass(frozen=True)
-class CLIPScoreShapes(SampleMetric):
+class CLIPScoreShapes(EmbeddingScorer):
     """The cosine itself, -1 to 1, higher is better; not Hessel et al.'s 2.5 · max(cos, 0), nor 100 · cos.
 
     `weights` names a CLIP in the transformers layout.
@@ -47,32 +45,10 @@ class CLIPScoreShapes(SampleMetric):
         """False where the weights say that they are random."""
         return self.missing() is not None or is_trained(clip.locate(self.weights))
 
-    def open(self, device: str = "cpu") -> None:
-        """Loads the CLIP, or finds it loaded by another metric."""
-        object.__setattr__(self, "_clip", clip.opened(clip.locate(self.weights), device))
+    def load(self, device: str) -> clip.Clip:
+        """The CLIP of the folder."""
+        return clip.opened(clip.locate(self.weights), device)
 
-    @property
-    def _opened(self) -> clip.Clip:
-        if not hasattr(self, "_clip"):
-            raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
-        return self._clip  # type: ignore[no-any-return]
-
-    def score(self, images: np.ndarray, prompts: Sequence[Prompt | str]) -> Scores:
-        """The cosine of each still with its prompt."""
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
-        if len(images) == 0:
-            return Scores(np.zeros(0), [])
-        embedded = self._opened.images(clip.stills(images, self.name))
-        texts = clip.text_rows(self._opened, [prompt.text for prompt in as_prompts(prompts)])
-        values = clip.cosine(embedded, texts).cpu().numpy()
-        return Scores(values, [{} for _ in prompts])
-
-    def differentiable(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """The cosines, `[B]`, with gradients for the images."""
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
-        pixels = self._opened.differentiable_pixels(clip.stills(images, self.name))
-        with torch.no_grad():
-            texts = clip.text_rows(self._opened, [prompt.text for prompt in prompts])
-        return clip.cosine(self._opened.embed(pixels), texts).to(images.dtype)
+    def rate(self, embedded: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The cosines."""
+        return self.cosines(embedded, prompts), {}

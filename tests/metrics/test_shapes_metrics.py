@@ -64,7 +64,7 @@ def test_clipscore_is_the_cosine_of_transformers(folder, metric, shape):
 
 def test_clipscore_does_not_depend_on_batch_or_history(folder, metric, images):
     together = metric.score(images, PROMPTS).values
-    metric._opened.texts.clear()
+    metric.clip.texts.clear()
     metric.score(images[::-1], PROMPTS[::-1])
     assert metric.score(images, PROMPTS).values.tolist() == together.tolist()
     alone = [metric.score(images[i : i + 1], PROMPTS[i : i + 1]).values[0] for i in (3, 1, 2, 0)]
@@ -75,7 +75,7 @@ def test_clipscore_does_not_depend_on_batch_or_history(folder, metric, images):
 
 
 def test_texts_are_encoded_once(metric, images):
-    kept = metric._opened.texts
+    kept = metric.clip.texts
     kept.clear()
     metric.score(images, [PROMPTS[0]] * 4)
     assert list(kept) == [PROMPTS[0].text]
@@ -93,8 +93,8 @@ def test_differentiable_agrees_and_has_a_gradient(metric, images):
 def test_differentiable_resizes_as_the_processor_does(metric):
     ramp = np.linspace(0, 255, 60 * 48 * 3).reshape(1, 1, 60, 48, 3).round().astype(np.uint8)
     x = torch.from_numpy(ramp).float() / 255
-    exact = metric._opened.pixels(ramp[:, 0])
-    assert metric._opened.differentiable_pixels(x[:, 0]).numpy() == pytest.approx(exact.numpy(), abs=0.02)
+    exact = metric.clip.pixels(ramp[:, 0])
+    assert metric.clip.differentiable_pixels(x[:, 0]).numpy() == pytest.approx(exact.numpy(), abs=0.02)
 
 
 def test_clipscore_refuses_what_it_cannot_score(metric, images):
