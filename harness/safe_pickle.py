@@ -1,10 +1,10 @@
 """Opens pickles of strangers: plain values, lists, tuples, dicts and numeric numpy arrays, and runs nothing else.
 
-A pickle is a program that may call whatever it names. Here it finds six names, those that numpy writes for an array,
-and behind them stand functions of this file that check what they are given: none of numpy's own code that rebuilds
-objects from raw state sees an unchecked value. The functions are made anew for each file, since a pickle may also set
-attributes of what it finds. Python's own reader is used, not the faster one in C: it can neither be made to reserve
-memory that the file does not fill, nor to read past it.
+A pickle is a program that may call whatever it names. Here it finds the few names that are written for an array, and
+behind them stand functions of this file that check what they are given: none of numpy's own code that rebuilds objects
+from raw state sees an unchecked value. The functions are made anew for each file, since a pickle may also set attributes
+of what it finds. Python's own reader is used, not the faster one in C, which can be made to reserve memory that the
+file does not fill.
 """
 
 from __future__ import annotations
@@ -110,7 +110,11 @@ def _names() -> dict[tuple[str, str], Callable[..., Any] | str]:
             raise _Refused(f"it encodes {text!r:.80} as {encoding!r:.80}")
         return text.encode("latin1")
 
+    def no_bytes() -> bytes:  # b"" as older protocols write it: a call without arguments
+        return b""
+
     return {
+        ("__builtin__", "bytes"): no_bytes,
         ("numpy._core.multiarray", "_reconstruct"): reconstruct,
         ("numpy._core.multiarray", "scalar"): scalar,
         ("numpy._core.numeric", "_frombuffer"): from_buffer,

@@ -118,13 +118,26 @@ class DistributionMetric(Metric):
     higher_is_better = False
     lowest: ClassVar[float] = 0.0  # no value lies below it
     extractor: ClassVar[str]  # features of one extractor are stored once, whatever metrics use them
+    preprocessing: ClassVar[str]  # what is done to an image before the network: `reference.PREPROCESSINGS`
+
+    def extractor_content(self) -> dict[str, Any]:
+        """What decides the features, wherever it lies: hashes of weights, preprocessing. Not the reference."""
+        return super().content()
+
+    @property
+    def extractor_digest(self) -> str:
+        """The digest of `extractor_content`, which a reference carries: one made by other weights is refused."""
+        return digest(self.extractor_content())
+
+    def content(self) -> dict[str, Any]:
+        """The extractor's content and the reference's hash."""
+        return {**self.extractor_content(), "reference": self.reference().sha256}
 
     @property
     def shelf(self) -> str:
         """Where a run keeps the features: the extractor's name and its content, so that features of retrained
         weights are never mixed with older ones."""
-        content = {key: value for key, value in self.content().items() if key != "reference"}
-        return f"{self.extractor}-{digest(content)[:8]}"
+        return f"{self.extractor}-{digest(self.extractor_content())[:8]}"
 
     @abstractmethod
     def features(self, images: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ Neither is FID or CMMD of natural images; the names say so.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,8 @@ from harness.errors import HarnessError
 from harness.frechet import frechet_distance_of, frechet_without, gaussian_mmd, mean_kernel, mmd_without
 from harness.metrics import clip
 from harness.metrics.base import DistributionMetric, Reference
-from harness.metrics.reference import read_reference, reference_file, write_reference
+from harness.metrics.reference import find_reference, read_reference, reference_file, write_reference
+from harness.registry import HOW
 from harness.weights import content_digest, is_trained, sha256_of
 
 
@@ -25,28 +26,31 @@ class _ShapesCLIP(DistributionMetric):
     """What both have in common: the features (projected embeddings, not normalised) and the reference."""
 
     extractor: ClassVar[str] = "shapes-clip"
+    preprocessing: ClassVar[str] = "shapes-clip"
     version: ClassVar[int] = 1
 
     weights: str = "builtin:shapes-clip"
+    # A file, or a name given to `harness reference`; none: the renders that ship. Known by its content.
+    statistics: str | None = field(default=None, metadata=HOW)
 
     def missing(self) -> str | None:
         """What keeps the weights or the reference from being opened."""
         try:
-            folder = clip.locate(self.weights)
-            clip.preprocessing(folder)
-            read_reference(reference_file(folder), sha256_of(clip.model_file(folder)))
+            clip.preprocessing(clip.locate(self.weights))
+            self.reference()
         except HarnessError as error:
             return str(error)
         return None
 
-    def content(self) -> dict[str, Any]:
-        """The hashes of the weights' folder and of the reference."""
+    def extractor_content(self) -> dict[str, Any]:
+        """The hash of the weights' folder, and the processor's settings."""
         folder = clip.locate(self.weights)
-        return {
-            "weights": content_digest(folder),
-            "preprocessing": clip.preprocessing(folder),
-            "reference": sha256_of(reference_file(folder)),
-        }
+        return {"weights": content_digest(folder), "preprocessing": clip.preprocessing(folder)}
+
+    @property
+    def extractor_digest(self) -> str:
+        """The hash of the model alone: the reference that ships lies in its folder."""
+        return sha256_of(clip.model_file(clip.locate(self.weights)))
 
     @property
     def trained(self) -> bool:
@@ -64,9 +68,12 @@ class _ShapesCLIP(DistributionMetric):
         return np.asarray(self._clip.images(clip.stills(images, self.name)).cpu().numpy(), np.float32)
 
     def reference(self) -> Reference:
-        """The shipped features of ground-truth renders."""
-        folder = clip.locate(self.weights)
-        return read_reference(reference_file(folder), sha256_of(clip.model_file(folder)))
+        """The features of ground-truth renders that ship, or those that the parameter names."""
+        if self.statistics is None:
+            path = reference_file(clip.locate(self.weights))
+        else:
+            path = find_reference(self.statistics, self.extractor, self.name)
+        return read_reference(path, self.extractor_digest)
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def test_names_and_frozen_parameters(name):
     metric = registry.build("metric", name, {})
     assert metric.name == name
     assert metric.__dataclass_params__.frozen
-    assert {field.name for field in dataclasses.fields(metric)} <= {"weights"}
+    assert {field.name for field in dataclasses.fields(metric)} <= {"weights", "statistics"}
 
 
 # ---- GenEval's rules ----
