@@ -153,6 +153,35 @@ def check(
 
 
 @app.command()
+def reference(
+    name: Annotated[str, typer.Argument(help="What to call it; a metric's parameter `statistics` takes this name.")],
+    images: Annotated[Path, typer.Option(help="A folder of png, jpg or webp, a Parquet file, or a run's cell.")],
+    metric: Annotated[str, typer.Option(help="The metric whose extractor sees the images.")],
+    size: Annotated[int | None, typer.Option(min=1, help="Centre crop to a square, resized to this side.")] = None,
+    resample: Annotated[
+        str, typer.Option(help="Pillow's filter for --size: bicubic, lanczos, bilinear or box.")
+    ] = "bicubic",
+    features: Annotated[
+        bool, typer.Option("--features", help="Keep the features too: KID, precision/recall and CMMD need them.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Make it anew where it is there already.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Make reference statistics of images, with their preprocessing and hash inside.
+
+    harness reference coco --images val2014 --size 256 --metric fid
+    """
+    from harness.make_reference import make_reference
+
+    with Display() as display:
+        path = make_reference(
+            name, images, metric, size=size, resample=resample, keep_features=features, device=device,
+            replace=replace, display=display,
+        )
+    typer.echo(path)
+
+
+@app.command()
 def train(
     name: Annotated[str, typer.Argument(help="What to train: shapes or noise-refine.")],
     out: Annotated[

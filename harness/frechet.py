@@ -6,8 +6,8 @@ Jayasumana et al. 2024 (arXiv:2401.09603) for CMMD.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
 
+BLOCK = 256  # rows whose outer products are summed at once
 GROUPS = 50  # of the delete-a-group jackknife; below twice as many prompts each prompt is a group of its own
 
 
@@ -39,8 +40,29 @@ class Moments:
     @staticmethod
     def of(features: ArrayLike) -> Moments:
         """The moments of `[N, D]` features. Raises ValueError where one of them is not finite."""
-        x = _features(features)
-        return Moments(len(x), x.sum(axis=0), x.T @ x)
+        return Moments.of_parts([features])
+
+    @staticmethod
+    def of_parts(parts: Iterable[ArrayLike]) -> Moments:
+        """The moments of features `[n, D]` that come part by part, however many: two `[D, D]` sums and one block of
+        rows are held at a time (at D = 2048 some 80 MB beside the part itself).
+
+        Raises ValueError where there is no part, the parts differ in D, or a value is not finite.
+        """
+        whole: Moments | None = None
+        count, product = 0, np.zeros(0)
+        for block in _blocks(parts):
+            if whole is None:
+                whole = Moments.zero(block.shape[1])
+                product = np.empty_like(whole.outer)
+            if block.shape[1] != len(whole.total):
+                raise ValueError(f"features have {len(whole.total)} and {block.shape[1]} dimensions")
+            count += len(block)
+            np.add(whole.total, block.sum(axis=0), out=whole.total)
+            np.add(whole.outer, np.matmul(block.T, block, out=product), out=whole.outer)
+        if whole is None:
+            raise ValueError("the moments of no features are asked for")
+        return replace(whole, count=count)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.count + other.count, self.total + other.total, self.outer + other.outer)
@@ -60,9 +82,24 @@ class Moments:
         """The covariance with N - 1, `[D, D]`, exactly symmetric."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 feature rows, got {self.count}")
-        mean = self.mean
-        cov = (self.outer - self.count * np.outer(mean, mean)) / (self.count - 1)
-        return (cov + cov.T) / 2
+        cov = np.outer(self.mean, self.mean)
+        cov *= -self.count
+        cov += self.outer
+        cov /= self.count - 1
+        return cov
+
+
+def _blocks(parts: Iterable[ArrayLike]) -> Iterator[Array]:
+    """The same rows as float64, `BLOCK` at a time, so that neither few nor many rows a part cost much."""
+    kept: list[NDArray[np.floating]] = []
+    for part in parts:
+        kept.append(feature_rows(part))
+        while sum(map(len, kept)) >= BLOCK:
+            rows = np.concatenate(kept) if len(kept) > 1 else kept[0]
+            yield rows[:BLOCK].astype(np.float64, copy=False)
+            kept = [rows[BLOCK:]]
+    if kept:
+        yield np.concatenate(kept).astype(np.float64, copy=False)
 
 
 def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
@@ -110,10 +147,11 @@ def frechet_distance_of(features: ArrayLike, mean: ArrayLike, covariance: ArrayL
     Raises:
         ValueError: fewer than 2 rows, shapes that do not fit, or a value that is not finite.
     """
-    x = _features(features)
-    if len(x) > x.shape[1]:
-        moments = Moments.of(x)
+    rows = feature_rows(features)
+    if len(rows) > rows.shape[1]:
+        moments = Moments.of(rows)
         return frechet_distance(moments.mean, moments.covariance, mean, covariance)
+    x = rows.astype(np.float64)
     if len(x) < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 feature rows, got {len(x)}")
     mean2, root2 = np.asarray(mean, np.float64), square_root(covariance)
@@ -207,12 +245,13 @@ def jackknife_interval(
 
 def frechet_without(features: ArrayLike, group: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> Array:
     """The Fréchet distances with each group of rows left out, `[g]`."""
-    x, labels = _features(features), np.asarray(group)
-    parts = [Moments.of(x[labels == k]) for k in range(int(labels.max()) + 1)]
-    whole = sum(parts, Moments.zero(x.shape[1]))
-    mean2, root2 = np.asarray(mean, np.float64), square_root(covariance)
-    rest = [whole - part for part in parts]
-    return np.array([_to_reference(r.mean, r.covariance, mean2, root2) for r in rest])
+    x, labels = feature_rows(features), np.asarray(group)
+    whole, mean2, root2 = Moments.of(x), np.asarray(mean, np.float64), square_root(covariance)
+    distances = []
+    for k in range(int(labels.max()) + 1):  # one group's moments at a time: at D = 2048 each takes 32 MB
+        rest = whole - Moments.of(x[labels == k])
+        distances.append(_to_reference(rest.mean, rest.covariance, mean2, root2))
+    return np.array(distances)
 
 
 def frechet_interval(

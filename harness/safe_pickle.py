@@ -2,8 +2,8 @@
 
 A pickle is a program that may call whatever it names. Here it finds the few names that are written for an array, and
 behind them stand functions of this file that check what they are given: none of numpy's own code that rebuilds objects
-from raw state sees an unchecked value. The functions are made anew for each file, since a pickle may also set attributes
-of what it finds. Python's own reader is used, not the faster one in C, which can be made to reserve memory that the
+from raw state sees an unchecked value. The functions are made anew for each file, since a pickle may set attributes of
+what it finds. Python's own reader is used, not the faster one in C, which can be made to reserve memory that the
 file does not fill.
 """
 

@@ -141,8 +141,10 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("for step in reversed(schedule.evaluations)", "for step in schedule.evaluations"),
     ],
     ("frechet.py", "tests/test_frechet.py"): [
-        ("(self.count - 1)\n        return (cov", "self.count\n        return (cov"),
-        ("(self.outer - self.count * np.outer", "(self.outer - np.outer"),
+        ("cov /= self.count - 1", "cov /= self.count"),
+        ("cov *= -self.count", "cov *= -1"),
+        ("np.add(whole.total, block.sum(axis=0), out=whole.total)", "np.add(0, block.sum(axis=0), out=whole.total)"),
+        ("kept = [rows[BLOCK:]]", "kept = [rows[BLOCK + 1 :]]"),
         ("return float(((mean - mean2) ** 2).sum() + np.trace(cov) + (root2**2).sum() - 2.0 * trace)",
          "return float(((mean - mean2) ** 2).sum() + np.trace(cov) + (root2**2).sum() - trace)"),
         ("(root2**2).sum() - 2.0 * trace)\n\n\ndef frechet_distance_of",

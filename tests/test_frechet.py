@@ -1,5 +1,7 @@
 """Fréchet distance and MMD against known answers, torch-fidelity and simulation."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,6 +61,59 @@ def test_moments_are_numpys_and_merge():
     assert merged.count == 101
     assert merged.covariance == pytest.approx(whole.covariance, rel=1e-12)
     assert (merged - Moments.of(x[:40])).mean == pytest.approx(x[40:].mean(axis=0))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=6), st.integers(1, 50))
+def test_moments_of_parts_are_those_of_the_whole(lengths, block):
+    x = _cloud(sum(lengths) + 5, 4, 16).astype(np.float32)
+    parts = np.split(x, np.cumsum(lengths))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frechet, "BLOCK", block)
+        found = Moments.of_parts(iter(parts))
+    assert found.count == len(x)
+    assert found.mean == pytest.approx(x.mean(axis=0, dtype=np.float64))
+    assert found.covariance == pytest.approx(np.cov(x, rowvar=False))
+    assert (found.covariance == found.covariance.T).all()
+
+
+def test_parts_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="no features"):
+        Moments.of_parts([])
+    with pytest.raises(ValueError, match="dimensions"):
+        Moments.of_parts([np.zeros((2000, 3)), np.zeros((2000, 4))])
+    with pytest.raises(ValueError, match="not finite"):
+        Moments.of_parts([np.zeros((2, 3)), np.full((1, 3), np.nan)])
+
+
+def _peak(dimension: int, rows: int, parts: int) -> int:
+    """Bytes that streaming and the covariance held at most."""
+
+    def features():
+        for i in range(parts):
+            yield np.random.default_rng(i).standard_normal((rows, dimension), dtype=np.float32)
+
+    tracemalloc.start()
+    Moments.of_parts(features()).covariance  # noqa: B018
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_streamed_moments_hold_two_sums_and_a_few_blocks():
+    few, many = _peak(512, 64, 8), _peak(512, 64, 80)
+    assert many < few + 10_000
+
+    def limit(d: int) -> float:
+        return 2 * 8 * d**2 + 4 * 8 * d * frechet.BLOCK + 3 * 4 * d * 64
+
+    assert many < limit(512)
+    assert limit(2048) < 100e6
+
+
+@pytest.mark.long
+def test_streamed_moments_of_inception_features_stay_below_100_mb():
+    assert _peak(2048, 64, 400) < 100e6
 
 
 @settings(max_examples=25, deadline=None)
