@@ -60,7 +60,7 @@ def _side(store: Store, cell: Cell, shelf: str) -> _Side:
     return _Side(features[[row for _, row in keep]], [prompt_of[sample] for sample, _ in keep])
 
 
-def _value(metric: DistributionMetric, side: _Side, reference: Reference) -> dict[str, Any]:
+def _value(metric: DistributionMetric, side: _Side, reference: Reference | None) -> dict[str, Any]:
     nothing = {"value": None, "low": None, "high": None}
     if not len(side.features):
         return nothing | {"error": "no images"}
@@ -72,7 +72,9 @@ def _value(metric: DistributionMetric, side: _Side, reference: Reference) -> dic
     return {"value": value, **_ends(low, high), "error": None}
 
 
-def _difference(metric: DistributionMetric, side: _Side, other: _Side, reference: Reference) -> dict[str, Any] | None:
+def _difference(
+    metric: DistributionMetric, side: _Side, other: _Side, reference: Reference | None
+) -> dict[str, Any] | None:
     """None where the two sides cannot be compared (other prompts, too few of them)."""
     try:
         value, low, high = metric.difference(

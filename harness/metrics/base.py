@@ -117,6 +117,7 @@ class DistributionMetric(Metric):
     kind = "distribution"
     higher_is_better = False
     lowest: ClassVar[float] = 0.0  # no value lies below it
+    highest: ClassVar[float] = float("inf")  # nor above this one
     extractor: ClassVar[str]  # features of one extractor are stored once, whatever metrics use them
     preprocessing: ClassVar[str]  # what is done to an image before the network: `reference.PREPROCESSINGS`
 
@@ -131,7 +132,8 @@ class DistributionMetric(Metric):
 
     def content(self) -> dict[str, Any]:
         """The extractor's content and the reference's hash."""
-        return {**self.extractor_content(), "reference": self.reference().sha256}
+        reference = self.reference()
+        return self.extractor_content() | ({} if reference is None else {"reference": reference.sha256})
 
     @property
     def shelf(self) -> str:
@@ -144,20 +146,23 @@ class DistributionMetric(Metric):
         """uint8 `[B, F, H, W, 3]` to float32 `[B, D]`."""
 
     @abstractmethod
-    def reference(self) -> Reference:
-        """The statistics to compare with."""
+    def reference(self) -> Reference | None:
+        """The statistics to compare with; None where the metric needs none."""
 
     @abstractmethod
-    def distance(self, features: np.ndarray, reference: Reference) -> float:
-        """The metric of float32 `[N, D]` features, in float64. Raises ValueError where N is too small."""
+    def distance(self, features: np.ndarray, reference: Reference | None) -> float:
+        """The metric of float32 `[N, D]` features, in float64.
 
-    def without(self, features: np.ndarray, group: np.ndarray, reference: Reference) -> np.ndarray:
+        Raises ValueError where N is too small, or the reference holds moments only and features are needed.
+        """
+
+    def without(self, features: np.ndarray, group: np.ndarray, reference: Reference | None) -> np.ndarray:
         """The distances with the rows of each group 0 ... g-1 left out, float64 `[g]`."""
         groups = range(int(group.max()) + 1)
         return np.array([self.distance(features[group != k], reference) for k in groups], dtype=np.float64)
 
     def interval(
-        self, features: np.ndarray, clusters: Sequence[Any], reference: Reference, confidence: float = 0.95
+        self, features: np.ndarray, clusters: Sequence[Any], reference: Reference | None, confidence: float = 0.95
     ) -> tuple[float, float]:
         """The interval of `distance`, prompts (`clusters`, one a row) left out in groups: `harness.frechet`.
 
@@ -171,13 +176,13 @@ class DistributionMetric(Metric):
         except ValueError:  # too few rows are left
             return float("nan"), float("nan")
         low, high = jackknife_interval(self.distance(features, reference), left_out, np.bincount(group), confidence)
-        return max(low, self.lowest), high
+        return max(low, self.lowest), min(high, self.highest)
 
     def difference(
         self,
         first: tuple[np.ndarray, Sequence[Any]],
         second: tuple[np.ndarray, Sequence[Any]],
-        reference: Reference,
+        reference: Reference | None,
     ) -> tuple[float, float, float]:
         """The distance of `first` minus that of `second`, paired by prompt, with its interval: (value, low, high).
 

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from harness.errors import HarnessError
-from harness.frechet import frechet_distance_of, frechet_without, gaussian_mmd, mean_kernel, mmd_without
 from harness.metrics import clip
 from harness.metrics.base import DistributionMetric, Reference
+from harness.metrics.distances import Frechet, GaussianMMD
 from harness.metrics.reference import find_reference, read_reference, reference_file, write_reference
 from harness.registry import HOW
 from harness.weights import content_digest, is_trained, sha256_of
@@ -77,54 +77,17 @@ class _ShapesCLIP(DistributionMetric):
 
 
 @dataclass(frozen=True)
-class FrechetShapesCLIP(_ShapesCLIP):
-    """The Fréchet distance, 0 to infinity, lower is better; falls with n, so compare equal n only."""
+class FrechetShapesCLIP(Frechet, _ShapesCLIP):
+    """The Fréchet distance."""
 
     name: ClassVar[str] = "fd-shapes-clip"
 
-    def distance(self, features: np.ndarray, reference: Reference) -> float:
-        """The distance of float32 `[N, D]` features, N at least 2."""
-        return frechet_distance_of(features, reference.mean, reference.covariance)
-
-    def without(self, features: np.ndarray, group: np.ndarray, reference: Reference) -> np.ndarray:
-        """From one pass over the moments."""
-        return frechet_without(features, group, reference.mean, reference.covariance)
-
 
 @dataclass(frozen=True)
-class CMMDShapesCLIP(_ShapesCLIP):
-    """1000 times the squared MMD (Gaussian, σ = 10) of normalised embeddings; 0 upwards, lower is better."""
+class CMMDShapesCLIP(GaussianMMD, _ShapesCLIP):
+    """The MMD with CMMD's kernel."""
 
     name: ClassVar[str] = "cmmd-shapes-clip"
-
-    def distance(self, features: np.ndarray, reference: Reference) -> float:
-        """The distance of float32 `[N, D]` features, N at least 1."""
-        return gaussian_mmd(_unit(features), _reference_rows(reference), own=_own(reference))
-
-    def without(self, features: np.ndarray, group: np.ndarray, reference: Reference) -> np.ndarray:
-        """From one pass over the kernel."""
-        return mmd_without(_unit(features), group, _reference_rows(reference), own=_own(reference))
-
-
-def _reference_rows(reference: Reference) -> np.ndarray:
-    if reference.features is None:
-        raise ValueError("the reference holds moments only; CMMD needs its features")
-    return _unit(reference.features)
-
-
-_OWN: dict[str, float] = {}  # a reference's hash -> the mean kernel of its rows: the same for every cell
-
-
-def _own(reference: Reference) -> float:
-    if reference.sha256 not in _OWN:
-        _OWN[reference.sha256] = mean_kernel(_reference_rows(reference))
-    return _OWN[reference.sha256]
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float64."""
-    x = np.asarray(features, np.float64)
-    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12))
 
 
 def make_reference(weights: str = "builtin:shapes-clip", images: np.ndarray | None = None) -> Path:
