@@ -46,6 +46,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "autoguidance": "harness.guidance.autoguidance:Autoguidance",
     },
     "metric": {
+        "geneval-mask2former-hf": "harness.metrics.geneval:GenEvalMask2Former",
         "geneval-shapes": "harness.metrics.geneval_shapes:GenEvalShapes",
         "clipscore-shapes": "harness.metrics.clipscore_shapes:CLIPScoreShapes",
         "fd-shapes-clip": "harness.metrics.distribution_shapes:FrechetShapesCLIP",
