@@ -148,3 +148,14 @@ HAND: list[Case] = [
      [see("dog", 0.8, 40, 0, 49, 9), see("cat", 0.8, 0, 0, 9, 9), see("cup", 0.8, 0, 0, 9, 9),
       see("cup", 0.7, 0, 0, 9, 9)]),
 ]
+
+
+def verdicts() -> list[tuple[str, str, int, bool]]:
+    """Prompts of tags of unequal size, their tag, a seed and whether the image is correct."""
+    draw = random.Random(3)
+    sizes = {"single_object": 5, "two_object": 9, "counting": 3, "colors": 4, "position": 7, "color_attr": 2}
+    rows = []
+    for tag, number in sizes.items():
+        for k in range(number):
+            rows += [(f"{tag} {k}", tag, seed, draw.random() < 0.25 + 0.1 * number % 0.6) for seed in range(3)]
+    return rows

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from torch.nn import functional
 from transformers import Mask2FormerForUniversalSegmentation
 
 from harness import registry
+from harness.analysis.records import MetricInfo, records
 from harness.errors import HarnessError
 from harness.metrics import geneval, mask2former
 from harness.metrics.geneval_clip import opened
@@ -24,7 +26,7 @@ from harness.prompts import Prompt
 from harness.shapes import detector as shapes
 from harness.shapes.scene import Box
 from tests.metrics import geneval_objects, tiny_mask2former
-from tests.metrics.geneval_cases import DOG, HAND, LEFT, Case, colour_of, one, random_cases, see, want
+from tests.metrics.geneval_cases import DOG, HAND, LEFT, Case, colour_of, one, random_cases, see, verdicts, want
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "geneval"
 DATA = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "geneval"
@@ -191,7 +193,8 @@ def test_none_of_a_high_score() -> None:
 @pytest.mark.parametrize(("size", "inner", "padded"), [
     ((512, 512), (800, 800), (800, 800)), ((1024, 1024), (800, 800), (800, 800)),
     ((300, 700), (571, 1333), (576, 1344)), ((700, 300), (1333, 571), (1344, 576)),
-    ((480, 640), (800, 1067), (800, 1088)), ((1, 300), (4, 1333), (32, 1344)),
+    ((480, 640), (800, 1067), (800, 1088)), ((640, 480), (1067, 800), (1088, 800)),
+    ((1, 300), (4, 1333), (32, 1344)),
 ])
 def test_size_of_the_networks_input(size: tuple[int, int], inner: tuple[int, int], padded: tuple[int, int]) -> None:
     image = geneval_objects.picture(*size)
@@ -345,3 +348,25 @@ def test_identity_and_what_is_missing(folder: Path, clip: Path, tmp_path: Path) 
     assert metric_digest(one_.name, one_) != metric_digest(mine.name, mine)
     missing = registry.build("metric", "geneval-mask2former-hf", {}).missing()
     assert missing is None or {"clip-l-14", "mask2former-swin-small-coco"} <= set(missing.replace("'", " ").split())
+
+
+# ---- from images to the numbers that papers print ----
+
+
+def test_summary_as_official() -> None:
+    rows = pd.DataFrame(verdicts(), columns=["prompt_id", "category", "seed", "correct"])
+    rows["sample_id"] = rows.index.astype(str)
+    images = rows.assign(model="m", method="x", prompts="geneval", error=None)
+    scores = rows[["sample_id"]].assign(
+        metric="geneval", metric_digest="d", value=rows["correct"].astype(float), error=None
+    )
+    info = MetricInfo("geneval", "d", aggregation=geneval.GenEvalMask2Former.aggregation)
+    overall, *tags = records(images, scores, [], {"geneval": info})
+    printed = json.loads((VECTORS / "summary.json").read_text())
+    assert overall["value"] == pytest.approx(printed["Overall score (avg. over tasks)"], abs=5.1e-6)
+    assert 100 * overall["mean_of_images"] == pytest.approx(printed["% correct images"], abs=5.1e-3)
+    assert 100 * overall["mean_of_best"] == pytest.approx(printed["% correct prompts"], abs=5.1e-3)
+    assert overall["n"] == printed["Total images"]
+    assert {tag["group"]: 100 * tag["value"] for tag in tags} == pytest.approx(
+        {tag: printed[tag] for tag in rows["category"].unique()}, abs=5.1e-3
+    )

@@ -3,11 +3,14 @@
 python -m tests.vectors.geneval.make rules GENEVAL              # the official repositories' folders
 python -m tests.vectors.geneval.make colours GENEVAL CLIP_BENCHMARK
 python -m tests.vectors.geneval.make instances MMDET
+python -m tests.vectors.geneval.make summary GENEVAL
 """
 
 import functools
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 import tempfile
 import types
@@ -165,5 +168,19 @@ def instances(mmdet: str) -> None:
     (HERE / "instances.json").write_text(json.dumps(found) + "\n")
 
 
+def summary(geneval: str) -> None:
+    """The numbers that the official summary prints of the verdicts of tests/metrics/geneval_cases.py."""
+    from tests.metrics.geneval_cases import verdicts
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "results.jsonl"
+        rows = [{"metadata": prompt, "tag": tag, "correct": correct} for prompt, tag, _, correct in verdicts()]
+        path.write_text("\n".join(map(json.dumps, rows)))
+        script = str(Path(geneval) / "evaluation" / "summary_scores.py")
+        printed = subprocess.run([sys.executable, script, str(path)], capture_output=True, text=True, check=True).stdout
+    found = dict(re.findall(r"^(.+?) *[:=] ([0-9.]+)", printed, re.MULTILINE))
+    (HERE / "summary.json").write_text(json.dumps({key: float(value) for key, value in found.items()}) + "\n")
+
+
 if __name__ == "__main__":
-    {"rules": rules, "colours": colours, "instances": instances}[sys.argv[1]](*sys.argv[2:])
+    {"rules": rules, "colours": colours, "instances": instances, "summary": summary}[sys.argv[1]](*sys.argv[2:])
