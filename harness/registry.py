@@ -67,6 +67,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "fd-dinov2": "harness.metrics.dinov2:FDDINOv2",
         "fd-dinov2-edm2": "harness.metrics.dinov2:FDDINOv2EDM2",
         "cmmd": "harness.metrics.cmmd:CMMD",
+        "geneval-mask2former-hf": "harness.metrics.geneval:GenEvalMask2Former",
         "geneval-shapes": "harness.metrics.geneval_shapes:GenEvalShapes",
         "clipscore-shapes": "harness.metrics.clipscore_shapes:CLIPScoreShapes",
         "fd-shapes-clip": "harness.metrics.distribution_shapes:FrechetShapesCLIP",

@@ -56,7 +56,9 @@ def records(
 
     Besides the agreed keys a record holds `failed` (rows of the cell without a value), `reason` (why there is
     no value, or why rows failed; None where all is well), and the metric's `kind` and `higher_is_better`.
-    Values that do not exist are None, never NaN.
+    Values that do not exist are None, never NaN. The overall record of a metric that is a mean of categories also
+    holds what GenEval's summary prints beside it: `mean_of_images` and, over prompts, `mean_of_best` (for values of
+    0 and 1 the share of prompts with at least one correct image).
     """
     images = images.drop_duplicates("sample_id")  # frames of one clip are one sample
     whole = {(*(d[key] for key in CELL), d["metric"]): d for d in distribution}
@@ -77,6 +79,7 @@ def records(
                 rows = cell.merge(valued[label], on="sample_id", how="left")
                 found.append(base | _of_rows(rows, info.grouped) | _cost(cell) | tail)
                 if info.grouped and rows["category"].notna().any():
+                    found[-1] |= _ungrouped(rows)
                     found += [
                         base | {"group": str(name)} | _of_rows(part, False) | _cost(part) | tail
                         for name, part in rows.groupby("category", sort=False)
@@ -177,6 +180,13 @@ def _of_rows(rows: pd.DataFrame, grouped: bool) -> Record:
         why = bad["error"].where(bad["error"].notna(), bad["why"]).fillna("not scored")
         reason = str(why.mode().iloc[0])
     return _interval(found) | {"failed": len(bad), "reason": reason}
+
+
+def _ungrouped(rows: pd.DataFrame) -> Record:
+    """The means that know no categories: over images, and over prompts of the highest of their images."""
+    good = rows[rows["value"].notna() & rows["why"].isna() & rows["error"].isna()]
+    best = good.groupby("prompt_id")["value"].max()
+    return {"mean_of_images": number(good["value"].mean()), "mean_of_best": number(best.mean())}
 
 
 def _of_cell(value: Mapping[str, Any] | None, cell: pd.DataFrame) -> Record:
