@@ -112,7 +112,8 @@ def read_file(path: Path, form: str, columns: dict[str, str]) -> list[Prompt]:
     """The prompts of a file.
 
     `columns` says which column is `id`, `text`, `category`, `truth`, ...; without it the text is looked for
-    under prompt, text or caption in any case (a .txt file is a prompt a line), the id under id, else the row number.
+    under prompt, text or caption in any case (a .txt file is a prompt a line), the id under id, else the row number,
+    the prompt's own picture under image (a path below the file's folder).
     """
     if form not in FORMATS:
         raise HarnessError(f"{path}: files of kind {form!r} are not read as prompts; expected {', '.join(FORMATS)}")
@@ -169,7 +170,7 @@ def _guess(path: Path, header: list[str]) -> dict[str, str]:
     text = next((lower[name] for name in ("prompt", "prompts", "text", "caption") if name in lower), None)
     if text is None:
         raise HarnessError(f"{path}: no column called prompt, text or caption; it has {', '.join(header)}")
-    roles: dict[str, str] = {role: lower[role] for role in ("id", "category") if role in lower}
+    roles: dict[str, str] = {role: lower[role] for role in ("id", "category", "image") if role in lower}
     return {"text": text} | roles
 
 

@@ -100,7 +100,9 @@ def score(
     """Scores what a run has generated, with `metrics` beside its own."""
     store, resolved = _opened(run_name, results, metrics)
     _quarantine(store, display)
-    store.write_benchmark(_grown(store.read_benchmark(), resolved, store.root / "benchmark.yaml"))
+    kept = store.read_benchmark()
+    assert kept is not None
+    store.write_benchmark(_grown(kept, resolved, Path(kept["source"])))
     with _Work(store, resolved, display, address, workers) as work:
         _score(work, resolved.cells())
     return _tabulate(store, resolved, resolved.cells(), work.failures)
