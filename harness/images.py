@@ -44,6 +44,9 @@ def encode(image: np.ndarray, codec: str) -> Encoded:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The pixels, uint8 `[H, W, 3]`, of one encoded frame."""
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+    """The pixels, uint8 `[H, W, 3]`, of one encoded frame. Raises ValueError where the bytes are no sound image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow raises a dozen kinds for broken files
+        raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -41,11 +41,13 @@ def as_prompts(given: "str | Sequence[str | Prompt]") -> list[Prompt]:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in order. `id` seeds their noise; `nsfw` marks lists whose images reports should blur."""
+    """Prompts in order. `id` seeds their noise; `nsfw` marks lists whose images reports should blur; the prompts'
+    own images are named from `folder`."""
 
     id: str
     prompts: tuple[Prompt, ...]
     nsfw: bool = False
+    folder: Path = Path()
 
 
 def known() -> dict[str, Path]:
@@ -81,7 +83,7 @@ def load(spec: PromptSpec, folder: Path) -> PromptSet:
             f"{sha256_of(path)}, expected {manifest['sha256']}"
         )
     prompts = read_file(path, manifest["format"], manifest["columns"])
-    return PromptSet(spec.set, tuple(select(prompts, spec)), bool(manifest.get("nsfw")))
+    return PromptSet(spec.set, tuple(select(prompts, spec)), bool(manifest.get("nsfw")), path.parent.resolve())
 
 
 def select(prompts: list[Prompt], spec: PromptSpec) -> list[Prompt]:
@@ -110,7 +112,8 @@ def read_file(path: Path, form: str, columns: dict[str, str]) -> list[Prompt]:
     """The prompts of a file.
 
     `columns` says which column is `id`, `text`, `category`, `truth`, ...; without it the text is looked for
-    under prompt, text or caption in any case (a .txt file is a prompt a line), the id under id, else the row number.
+    under prompt, text or caption in any case (a .txt file is a prompt a line), the id under id, else the row number,
+    the prompt's own picture under image (a path below the file's folder).
     """
     if form not in FORMATS:
         raise HarnessError(f"{path}: files of kind {form!r} are not read as prompts; expected {', '.join(FORMATS)}")
@@ -167,7 +170,7 @@ def _guess(path: Path, header: list[str]) -> dict[str, str]:
     text = next((lower[name] for name in ("prompt", "prompts", "text", "caption") if name in lower), None)
     if text is None:
         raise HarnessError(f"{path}: no column called prompt, text or caption; it has {', '.join(header)}")
-    roles: dict[str, str] = {role: lower[role] for role in ("id", "category") if role in lower}
+    roles: dict[str, str] = {role: lower[role] for role in ("id", "category", "image") if role in lower}
     return {"text": text} | roles
 
 
@@ -185,12 +188,17 @@ def _prompt(path: Path, number: int, row: dict[str, Any], roles: dict[str, str])
     if truth is not None and not isinstance(truth, dict):
         raise HarnessError(f"{path}: row {number}: {roles['truth']}: expected an object, got {str(truth)[:60]!r}")
     category = row[roles["category"]] if "category" in roles else None
+    image = str(row[roles["image"]]) if "image" in roles and row[roles["image"]] else None
+    if image is not None and (PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts):
+        raise HarnessError(
+            f"{path}: row {number}: {roles['image']}: expected a path below the folder of this file, got {image!r}"
+        )
     return Prompt(
         id=str(row[roles["id"]]) if "id" in roles else str(number),
         text=text,
         category=None if category is None else str(category).strip(),
         class_label=int(row[roles["class_label"]]) if "class_label" in roles else None,
-        image=str(row[roles["image"]]) if "image" in roles else None,
+        image=image,
         truth=truth,
         columns={name: value for name, value in row.items() if name not in roles.values()},
     )

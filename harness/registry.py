@@ -72,6 +72,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "clipscore-shapes": "harness.metrics.clipscore_shapes:CLIPScoreShapes",
         "fd-shapes-clip": "harness.metrics.distribution_shapes:FrechetShapesCLIP",
         "cmmd-shapes-clip": "harness.metrics.distribution_shapes:CMMDShapesCLIP",
+        "lpips": "harness.metrics.lpips:LPIPS",
+        "ssim": "harness.metrics.ssim:SSIM",
+        "clip-s": "harness.metrics.clip_s:CLIPSimilarity",
     },
 }
 

@@ -6,7 +6,7 @@ What comes out is what a run is compared by (`definitions`) and what a worker is
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from harness.diffusion.base import Diffusion, Sampler
 from harness.errors import HarnessError
 from harness.identity import digest
 from harness.method import Method, load_method, method_identity, no_gradient
-from harness.metrics.base import Metric, SampleMetric
+from harness.metrics.base import Metric, PairedMetric, SampleMetric
 from harness.metrics.load import metric_identity
 from harness.plan import Cell
 from harness.prompts import PromptSet
@@ -128,6 +128,11 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
             problems += [f"methods.{label}: {text}" for text in _lacking(methods[label], models)]
         except (HarnessError, ValueError) as error:
             problems.append(f"methods.{label}: {error}")
+    for label in metrics:
+        try:
+            metrics[label] = _compared(metrics[label], benchmark, methods, prompts)
+        except HarnessError as error:
+            problems.append(f"metrics.{metrics[label].name}: {error}")
     problems += _bad_tables(benchmark, metrics)
     if benchmark.seeding == "published" and methods:
         stages = [method.method.stage for method in methods.values()]
@@ -191,6 +196,33 @@ def _metrics(benchmark: Benchmark, problems: list[str]) -> dict[str, ResolvedMet
     return found
 
 
+def _compared(
+    found: ResolvedMetric, benchmark: Benchmark, methods: dict[str, ResolvedMethod], prompts: dict[str, PromptSet]
+) -> ResolvedMetric:
+    """A paired metric with what it compares with in its identity: other images there make other scores.
+
+    A method enters by what it is and not by its label. The prompts' own images do not enter here: each score's
+    detail names the one it belongs to (`harness.run`).
+    """
+    if not isinstance(found.metric, PairedMetric):
+        return found
+    against = found.metric.against
+    if against and against not in benchmark.methods:
+        raise HarnessError(f"against: no method {against!r}: {registry.nearest(against, list(benchmark.methods))}")
+    for label, chosen in prompts.items():
+        if not against and all(prompt.image is None for prompt in chosen.prompts):
+            raise HarnessError(
+                f"needs images to compare with, and no prompt of prompts.{label} names one: add 'against: METHOD' "
+                f"(known: {', '.join(benchmark.methods)})"
+            )
+    if found.missing is not None or (against and against not in methods):
+        return found
+    what = digest(methods[against].identity) if against else "the image that the prompt names"
+    parameters = {key: value for key, value in found.identity["parameters"].items() if key != "against"}
+    content = found.identity["content"] | {"against": what}
+    return replace(found, identity=found.identity | {"parameters": parameters, "content": content})
+
+
 def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedMetric]) -> ResolvedMethod:
     sampler = {**benchmark.sampler, **spec.sampler}
     method = load_method(noise=spec.noise, guidance=spec.guidance, sampler=sampler)
@@ -202,7 +234,8 @@ def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedM
         raise HarnessError(f"judge {spec.judge!r} would not be used: the noise stage has no use for one")
     if judge is not None:
         if not isinstance(judge.metric, SampleMetric):
-            raise HarnessError(f"judge {spec.judge!r} scores whole cells; expected a metric that scores each image")
+            raise HarnessError(f"judge {spec.judge!r} is of the kind {judge.metric.kind!r}: expected a metric that "
+                               f"scores each image by itself")
         if getattr(method.stage, "needs_gradient", False) and not judge.metric.has_gradient:
             raise HarnessError(no_gradient(method.stage, judge.metric))
     if judge is not None and judge.missing is not None:

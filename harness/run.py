@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import pandas as pd
+import yaml
 
 import harness
 from harness import benchmark as benchmarks
@@ -24,9 +25,10 @@ from harness.engine import Engine, open_engine
 from harness.errors import HarnessError
 from harness.identity import digest
 from harness.job import Job, MethodJob, MetricJob, ModelJob, Slot
-from harness.metrics.base import DistributionMetric
+from harness.metrics.base import DistributionMetric, PairedMetric
 from harness.plan import Cell, shards, total
 from harness.resolve import Resolved, ResolvedMetric, resolve
+from harness.scoring import score_units
 from harness.store import Store
 from harness.units import GenerateUnit, Report, ScoreUnit
 
@@ -98,7 +100,9 @@ def score(
     """Scores what a run has generated, with `metrics` beside its own."""
     store, resolved = _opened(run_name, results, metrics)
     _quarantine(store, display)
-    store.write_benchmark(_grown(store.read_benchmark(), resolved, store.root / "benchmark.yaml"))
+    kept = store.read_benchmark()
+    assert kept is not None
+    store.write_benchmark(_grown(kept, resolved, Path(kept["source"])))
     with _Work(store, resolved, display, address, workers) as work:
         _score(work, resolved.cells())
     return _tabulate(store, resolved, resolved.cells(), work.failures)
@@ -119,9 +123,26 @@ def _opened(run_name: str, results: Path, metrics: tuple[str, ...] = ()) -> tupl
         raise HarnessError(f"no run {run_name!r} under {results}: {registry.nearest(run_name, here)}")
     source = Path(kept.pop("source"))
     kept.pop("definitions")
-    known = {named(entry)[0] for entry in kept.get("metrics", [])}
-    kept["metrics"] = [*kept.get("metrics", []), *(name for name in metrics if name not in known)]
+    entries = _by_name(kept.get("metrics", []))
+    for name, entry in _by_name(_entry(text) for text in metrics).items():
+        entries[name] = entries.get(name, entry) if isinstance(entry, str) else entry
+    kept["metrics"] = list(entries.values())
     return store, resolve(benchmarks.parse(kept, str(root / "benchmark.yaml")), source)
+
+
+def _entry(text: str) -> Any:
+    """A metric of the command line as the benchmark would say it: `ssim`, or `ssim: {against: cfg-3}`."""
+    try:
+        entry = yaml.safe_load(text)
+        named(entry)
+    except (yaml.YAMLError, ValueError) as error:
+        raise HarnessError(f"--metric {text!r}: expected NAME or 'NAME: {{PARAMETER: VALUE}}'") from error
+    return entry
+
+
+def _by_name(entries: Iterable[Any]) -> dict[str, Any]:
+    """A benchmark's metrics by the name that it calls them."""
+    return {named(entry)[0]: entry for entry in entries}
 
 
 # ---- what a run folder already is ----
@@ -191,8 +212,10 @@ def _grown(kept: dict[str, Any] | None, resolved: Resolved, source: Path) -> dic
     for label in set(kept["prompts"]) & set(asked["prompts"]):
         grown["prompts"][label] = _wider(kept["prompts"][label], asked["prompts"][label])
     grown["seeds"] = sorted({*kept.get("seeds", [0]), *asked.get("seeds", [0])})
-    entries = [*asked.get("metrics", []), *kept.get("metrics", [])]
-    grown["metrics"] = list({json.dumps(entry, sort_keys=True): entry for entry in entries}.values())
+    entries = _by_name(asked.get("metrics", []))
+    for name, entry in _by_name(kept.get("metrics", [])).items():
+        entries.setdefault(name, entry)
+    grown["metrics"] = list(entries.values())
     grown["definitions"] = {
         kind: {**kept["definitions"].get(kind, {}), **labels} for kind, labels in asked["definitions"].items()
     }
@@ -329,31 +352,8 @@ def _generate(work: _Work, cells: list[Cell]) -> None:
 
 def _score(work: _Work, cells: list[Cell]) -> None:
     wanted = {label: metric for label, metric in work.resolved.metrics.items() if metric.missing is None}
-    units = list(_score_units(work.store, cells, wanted))
+    units = list(score_units(work.store, cells, wanted))
     work.do("score", [unit for unit, _ in units], sum(samples for _, samples in units), 0)
-
-
-def _score_units(
-    store: Store, cells: Iterable[Cell], wanted: dict[str, ResolvedMetric]
-) -> Iterable[tuple[ScoreUnit, int]]:
-    """A unit for every part of images, with the metrics and features that it lacks, and its number of samples."""
-    by_shelf = {m.metric.shelf: label for label, m in wanted.items() if isinstance(m.metric, DistributionMetric)}
-    for cell in cells:
-        place: dict[str, Any] = {"model": cell.model, "method": cell.method, "prompts": cell.prompts}
-        scored = {
-            label: store.sample_ids("scores", label, digest=metric.digest, with_failed=False, **place)
-            for label, metric in wanted.items() if metric.metric.kind == "sample"
-        }
-        extracted = {name: store.sample_ids("features", name, **place) for name in by_shelf}
-        by_id = {prompt.id: prompt for prompt in cell.prompt_set.prompts}
-        for part in store.parts("images", **place):
-            rows = store.read_part(part, ["sample_id", "prompt_id", "error"])
-            shown = set(rows.loc[rows["error"].isna(), "sample_id"])
-            metrics = tuple(label for label, done in scored.items() if shown - done)
-            extractors = tuple(by_shelf[name] for name, done in extracted.items() if shown - done)
-            if metrics or extractors:
-                prompts = tuple(by_id[p] for p in dict.fromkeys(rows["prompt_id"]) if p in by_id)
-                yield ScoreUnit(part, metrics, extractors, prompts), len(shown)
 
 
 # ---- tables ----
@@ -372,7 +372,7 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
     scores = [
         _current(store, label, metric.digest, planned)
         for label, metric in metrics.items()
-        if metric.metric.kind == "sample" and metric.missing is None
+        if metric.metric.kind != "distribution" and metric.missing is None
     ]
     distribution = distribution_values(
         store, cells,
@@ -398,7 +398,9 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
 def _info(metric: ResolvedMetric) -> tables.MetricInfo:
     kind = metric.metric
     return tables.MetricInfo(
-        metric.name, metric.digest, kind.kind, kind.higher_is_better, kind.aggregation, kind.trained, metric.missing
+        metric.name, metric.digest, kind.kind, kind.higher_is_better, kind.aggregation, kind.trained, metric.missing,
+        lowest=getattr(kind, "lowest", 0) if kind.aggregation == "mean_of_lowest" else 0,
+        against=kind.against if isinstance(kind, PairedMetric) else "",
     )
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -46,6 +46,7 @@ from harness.units import Part
 __all__ = ["DETERMINISTIC", "MEASURED", "NO_IMAGE", "Store", "StoreError", "check_label"]
 
 Stage = Literal["images", "scores", "features"]
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 # What tells rows of a cell apart.
 KEYS: dict[Stage, list[str]] = {
     "images": ["sample_id", "frame"], "scores": ["sample_id", "metric_digest"], "features": ["sample_id"],
@@ -216,25 +217,38 @@ class Store:
         frame: pd.DataFrame = read_part(self.path("images", part), columns).to_pandas()
         return frame
 
-    def read_images(self, part: Part) -> tuple[list[dict[str, Any]], list[np.ndarray | None]]:
+    def read_images(
+        self, part: Part, only: Collection[str] | None = None, *, each: Each = map
+    ) -> tuple[list[dict[str, Any]], list[np.ndarray | None]]:
         """A part's samples in order: the row of each, and its image, uint8 `[F, H, W, 3]`, or None.
+
+        `damaged` in a row says why an image that is there cannot be decoded (None otherwise).
+
+        Args:
+            only: ids of the samples wanted; all without it.
+            each: `map`, or that of a pool of threads (decoding frees the interpreter).
 
         Raises:
             PartError: the file cannot be read.
         """
         path = self.path("images", part)
         samples: dict[str, dict[str, Any]] = {}
-        frames: dict[str, list[np.ndarray]] = {}
-        for row in read_part(path, None).to_pylist():
+        frames: dict[str, list[bytes]] = {}
+        table = read_part(path, None)
+        if only is not None:
+            table = table.filter(pa.array(np.isin(table["sample_id"].to_numpy(), list(only))))
+        for row in table.to_pylist():
             image = row.pop("image")
             if row["sample_id"] not in samples or samples[row["sample_id"]]["error"] is not None:
                 samples[row["sample_id"]] = row
             if image is not None:
-                try:
-                    frames.setdefault(row["sample_id"], []).append(decode(image["bytes"]))
-                except (OSError, ValueError) as error:
-                    raise PartError(f"{path}: the image of sample {row['sample_id']} is damaged: {error}") from error
-        return list(samples.values()), [np.stack(frames[key]) if key in frames else None for key in samples]
+                frames.setdefault(row["sample_id"], []).append(image["bytes"])
+        decoded = list(each(_decoded, [frames.get(key, []) for key in samples]))
+        for row, image in zip(samples.values(), decoded, strict=True):
+            row["damaged"] = None
+            if isinstance(image, ValueError):
+                row["damaged"] = f"{path}: the image of sample {row['sample_id']} is damaged: {image}"
+        return list(samples.values()), [image if isinstance(image, np.ndarray) else None for image in decoded]
 
     def sample_ids(
         self, stage: Stage, of: str | None = None, *, model: str | None = None, method: str | None = None,
@@ -417,6 +431,14 @@ class Store:
         """Deletes the whole run folder."""
         with writing(self.root):
             shutil.rmtree(self.root)
+
+
+def _decoded(frames: list[bytes]) -> np.ndarray | ValueError | None:
+    """A sample's frames, or what is wrong with them; None where there are none."""
+    try:
+        return np.stack([decode(data) for data in frames]) if frames else None
+    except ValueError as error:
+        return error
 
 
 def _folders(folder: Path, label: str | None) -> list[Path]:

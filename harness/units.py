@@ -38,13 +38,23 @@ class GenerateUnit:
 
 
 @dataclass(frozen=True)
+class Counterpart:
+    """The image that a sample is compared with: one of this run, or a file."""
+
+    source: Part | str  # the part that holds it, or the file's path
+    id: str  # the id of that sample, or the SHA-256 of the file
+
+
+@dataclass(frozen=True)
 class ScoreUnit:
     """One image part to score with the metrics that it still lacks (or to extract features from)."""
 
     part: Part
-    metrics: tuple[str, ...]  # labels of sample metrics
+    metrics: tuple[str, ...]  # labels of sample and paired metrics
     extractors: tuple[str, ...]  # labels of distribution metrics, one for each extractor wanted
     prompts: tuple[Prompt, ...]  # the prompts that the part's rows name
+    # For each paired metric what to compare a sample (by id) with, or why there is nothing; others are not scored.
+    counterparts: dict[str, dict[str, Counterpart | str]] = field(default_factory=dict)
 
 
 @dataclass

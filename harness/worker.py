@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,22 +22,23 @@ import torch
 
 from harness import registry
 from harness.diffusion.base import Diffusion
-from harness.errors import HarnessError
+from harness.errors import HarnessError, PartError
 from harness.files import StoreError
-from harness.images import Encoded, encode
+from harness.images import Encoded, decode, encode
 from harness.job import Job, MethodJob, MetricJob, ModelJob, Slot
 from harness.method import Method, Result, load_method
-from harness.metrics.base import DistributionMetric, Metric, SampleMetric
+from harness.metrics.base import DistributionMetric, Metric, PairedMetric, SampleMetric, Scores
 from harness.metrics.load import load_metric
 from harness.prompts import Prompt
 from harness.seeding import row_key
 from harness.store import NO_IMAGE, Store
-from harness.units import GenerateUnit, Part, Report, Row, ScoreUnit
+from harness.units import Counterpart, GenerateUnit, Part, Report, Row, ScoreUnit
 
 __all__ = ["DeviceLost", "Job", "MethodJob", "MetricJob", "ModelJob", "Slot", "Worker"]
 
 T = TypeVar("T")
-SCORE_BATCH = 32  # images a metric sees at once
+DECODERS = 4  # threads that decode the images of one unit while another is computed
+NOT_ASKED = "this sample is not to be scored"
 
 
 class DeviceLost(Exception):
@@ -46,7 +48,7 @@ class DeviceLost(Exception):
 class Worker:
     """Does units of one job, one after the other, in this process.
 
-    Two threads may call `run`: while the images of one unit are encoded and written, the next one computes.
+    Two threads may call `run`: while one unit computes, the images of the other are decoded, or encoded and written.
     """
 
     def __init__(self, job: Job, slot: Slot) -> None:
@@ -69,6 +71,7 @@ class Worker:
         self.versions = _versions()
         self.computing = threading.Lock()
         self.encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
         self._model: tuple[str, Diffusion] | None = None
         self._methods: dict[str, Method] = {}
         self._metrics: dict[str, Metric] = {}
@@ -84,10 +87,7 @@ class Worker:
         started = time.monotonic()
         stage = "generate" if isinstance(unit, GenerateUnit) else "score"
         try:
-            if isinstance(unit, GenerateUnit):
-                return self.generate(unit)
-            with self.computing:
-                return self.score(unit)
+            return self.generate(unit) if isinstance(unit, GenerateUnit) else self.score(unit)
         except (StoreError, DeviceLost):
             raise
         except Exception as error:
@@ -185,80 +185,117 @@ class Worker:
     def score(self, unit: ScoreUnit) -> Report:
         """Scores one image part with every metric of the unit and extracts its features; a part each.
 
-        A metric that cannot be opened is reported and left out; one that raises on a batch costs the rows on
-        which it still raises when they are alone.
+        A metric that cannot be opened is reported and left out; an image that cannot be read costs its row, and
+        a metric that raises on a batch the rows on which it still raises when they are alone.
         """
         started = time.monotonic()
-        self._model = None  # generation is over here; its memory is the metrics'
-        by_id = {prompt.id: prompt for prompt in unit.prompts}
-        rows, images = self.store.read_images(unit.part)
-        prompts = [
-            by_id.get(row["prompt_id"]) or Prompt(row["prompt_id"], row["prompt"], row["category"]) for row in rows
-        ]
+        samples = self._samples(unit)
+        found: dict[str, list[Any]] = {}
         failed: list[dict[str, Any]] = []
-        for label in (*unit.metrics, *unit.extractors):
+        with self.computing:
+            self._model = None  # generation is over here; its memory is the metrics'
+            for label in (*unit.metrics, *unit.extractors):
+                try:
+                    found[label] = self._outcomes(label, samples)
+                except DeviceLost:
+                    raise
+                except Exception as error:
+                    failed.append({"metric": label, "error": _reason(error), "unit": True})
+        for label, outcomes in found.items():
+            keep = self._keep_scores if label in unit.metrics else self._keep_features
+            failed += keep(label, unit.part, samples, outcomes)
+        return Report(unit.part, "score", len(samples), time.monotonic() - started, failed)
+
+    def _samples(self, unit: ScoreUnit) -> "list[_Sample]":
+        """The unit's samples with their images, and those that they are compared with, decoded."""
+        prompts = {prompt.id: prompt for prompt in unit.prompts}
+        rows, images = self.store.read_images(unit.part, each=self.decoders.map)
+        wanted = {c for given in unit.counterparts.values() for c in given.values() if isinstance(c, Counterpart)}
+        others = self._counterparts(wanted)
+        samples = []
+        for row, image in zip(rows, images, strict=True):
+            given = {label: counterparts.get(row["sample_id"]) for label, counterparts in unit.counterparts.items()}
+            samples.append(_Sample(
+                row["sample_id"],
+                prompts.get(row["prompt_id"]) or Prompt(row["prompt_id"], row["prompt"], row["category"]),
+                (row["damaged"] or NO_IMAGE) if image is None else image,
+                {
+                    label: (others[c], c.id) if isinstance(c, Counterpart) else (c or NOT_ASKED, "")
+                    for label, c in given.items()
+                },
+            ))
+        return samples
+
+    def _counterparts(self, wanted: set[Counterpart]) -> dict[Counterpart, np.ndarray | str]:
+        """The images to compare with, or why there is none; every file and part is read once."""
+        found: dict[Counterpart, np.ndarray | str] = dict.fromkeys(wanted, "the image to compare with is gone")
+        for part in {c.source for c in wanted if isinstance(c.source, Part)}:
+            ids = {c.id: c for c in wanted if c.source == part}
             try:
-                metric = self._load_metric(label)
-                if isinstance(metric, DistributionMetric):
-                    failed += self._extract(metric, unit.part, rows, images)
-                elif isinstance(metric, SampleMetric):
-                    failed += self._score_with(metric, label, unit.part, list(zip(rows, images, prompts, strict=True)))
-                else:
-                    raise HarnessError(f"metric {label!r} of kind {metric.kind!r} cannot be computed from images alone")
-            except (StoreError, DeviceLost):
-                raise
-            except Exception as error:
-                failed.append({"metric": label, "error": _reason(error), "unit": True})
-        return Report(unit.part, "score", len(rows), time.monotonic() - started, failed)
+                rows, images = self.store.read_images(part, ids, each=self.decoders.map)
+            except PartError as error:
+                found |= dict.fromkeys(ids.values(), str(error))
+                continue
+            for row, image in zip(rows, images, strict=True):
+                if image is not None or row["damaged"]:
+                    found[ids[row["sample_id"]]] = row["damaged"] if image is None else image
+        files = [c for c in wanted if isinstance(c.source, str)]
+        found |= zip(files, self.decoders.map(_file_image, [str(c.source) for c in files]), strict=True)
+        return found
 
-    def _score_with(
-        self, metric: SampleMetric, label: str, part: Part,
-        samples: Sequence[tuple[dict[str, Any], np.ndarray | None, Prompt]],
+    def _outcomes(self, label: str, samples: "Sequence[_Sample]") -> list[Any]:
+        """What a metric makes of every sample, in their order: (value, detail) or features, or why neither."""
+        metric = self._load_metric(label)
+        inputs = [sample.inputs(label, metric) for sample in samples]
+
+        def compute(chosen: Sequence[int]) -> list[Any]:
+            images, *others = (np.stack(column) for column in zip(*(inputs[i] for i in chosen), strict=True))
+            if isinstance(metric, DistributionMetric):
+                return _features(metric, images)
+            if isinstance(metric, SampleMetric):
+                return _pairs(metric.score(images, [samples[i].prompt for i in chosen]), len(chosen))
+            if isinstance(metric, PairedMetric):
+                return _pairs(metric.score_pairs(images, *others), len(chosen))
+            raise HarnessError(f"metric {label!r} is of the unknown kind {metric.kind!r}")
+
+        return _in_batches(compute, inputs, metric.batch)
+
+    def _keep_scores(
+        self, label: str, part: Part, samples: "Sequence[_Sample]",
+        outcomes: Sequence[tuple[float, dict[str, Any]] | str],
     ) -> list[dict[str, Any]]:
-        rows, images, prompts = zip(*samples, strict=True)
-
-        def compute(chosen: Sequence[int]) -> list[tuple[float, dict[str, Any]] | str]:
-            scores = metric.score(np.stack([images[i] for i in chosen]), [prompts[i] for i in chosen])
-            details = scores.details or [{} for _ in chosen]
-            if len(scores.values) != len(chosen) or len(details) != len(chosen):
-                raise ValueError(f"{label} gave {len(scores.values)} values for {len(chosen)} images")
-            return [(float(value), detail) for value, detail in zip(scores.values, details, strict=True)]
-
-        found = _in_batches(compute, images)
-        out: list[dict[str, Any]] = []
-        for i, row in enumerate(rows):
-            outcome = found.get(i, NO_IMAGE)
-            line = {"sample_id": row["sample_id"], "metric_digest": self.job.metrics[label].digest, "error": None}
+        """Writes a metric's score rows; returns those without a value."""
+        rows: list[dict[str, Any]] = []
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            if isinstance(outcome, str) and outcome == NOT_ASKED:
+                continue
+            row = {"sample_id": sample.id, "metric_digest": self.job.metrics[label].digest, "error": None}
             if isinstance(outcome, str):
-                out.append(line | {"value": None, "error": outcome})
+                rows.append(row | {"value": None, "error": outcome})
             else:
                 value, detail = outcome
                 error = None if np.isfinite(value) else str(detail.get("reason") or f"the metric gave {value}")
-                out.append(line | {"value": value, "detail": detail, "error": error})
-        self.store.write_scores(label, part, out)
+                if label in sample.others:
+                    detail = detail | {"reference": sample.others[label][1]}
+                rows.append(row | {"value": value, "detail": detail, "error": error})
+        self.store.write_scores(label, part, rows)
         return [
-            {"metric": label, "sample_id": line["sample_id"], "error": line["error"]}
-            for line in out if line["error"] not in (None, NO_IMAGE)  # that one was reported when it was made
+            {"metric": label, "sample_id": row["sample_id"], "error": row["error"]}
+            for row in rows if row["error"] not in (None, NO_IMAGE)  # that one was reported when it was made
         ]
 
-    def _extract(
-        self, metric: DistributionMetric, part: Part, rows: Sequence[dict[str, Any]],
-        images: Sequence[np.ndarray | None],
+    def _keep_features(
+        self, label: str, part: Part, samples: "Sequence[_Sample]", outcomes: Sequence[np.ndarray | str]
     ) -> list[dict[str, Any]]:
-        def compute(chosen: Sequence[int]) -> list[np.ndarray | str]:
-            features = metric.features(np.stack([images[i] for i in chosen]))  # type: ignore[misc]
-            if features.ndim != 2 or len(features) != len(chosen):
-                raise ValueError(f"features of shape {list(features.shape)} for {len(chosen)} images")
-            bad = ~np.isfinite(features).all(axis=1)
-            return ["the features are not finite" if bad[k] else features[k] for k in range(len(chosen))]
-
-        found = _in_batches(compute, images)
-        good = {rows[i]["sample_id"]: value for i, value in sorted(found.items()) if not isinstance(value, str)}
+        """Writes the features that there are; returns the samples without."""
+        metric = cast(DistributionMetric, self._metrics[label])
+        good = {s.id: f for s, f in zip(samples, outcomes, strict=True) if not isinstance(f, str)}
         if good:
             self.store.write_features(metric.shelf, part, list(good), np.stack(list(good.values())))
         return [
-            {"metric": metric.extractor, "sample_id": rows[i]["sample_id"], "error": value}
-            for i, value in sorted(found.items()) if isinstance(value, str)
+            {"metric": metric.extractor, "sample_id": sample.id, "error": outcome}
+            for sample, outcome in zip(samples, outcomes, strict=True)
+            if isinstance(outcome, str) and outcome != NO_IMAGE
         ]
 
     # ---- what is slow to make ----
@@ -312,22 +349,66 @@ class Worker:
             raise broken from error
 
 
-def _in_batches(
-    compute: Callable[[Sequence[int]], list[T | str]], images: Sequence[np.ndarray | None]
-) -> dict[int, T | str]:
-    """What `compute` gives for every image that there is, or why it gave nothing, by place.
+@dataclass(frozen=True)
+class _Sample:
+    """A sample as metrics see it. A text in an image's place says why there is none."""
 
-    Images of one shape go together; a batch that raises is halved until the bad one is alone.
+    id: str
+    prompt: Prompt
+    image: np.ndarray | str  # uint8 [F, H, W, 3]
+    others: dict[str, tuple[np.ndarray | str, str]]  # by paired metric: the image to compare with, and its id
+
+    def inputs(self, label: str, metric: Metric) -> tuple[np.ndarray, ...] | str:
+        """What the metric needs of this sample, or why it cannot have it."""
+        other = self.others[label][0] if isinstance(metric, PairedMetric) else None
+        if isinstance(self.image, str) or other is None:
+            return self.image if isinstance(self.image, str) else (self.image,)
+        return other if isinstance(other, str) else (self.image, other)
+
+
+def _pairs(scores: Scores, expected: int) -> list[tuple[float, dict[str, Any]]]:
+    """Scores as (value, detail) for each row."""
+    details = scores.details or [{} for _ in range(expected)]
+    if len(scores.values) != expected or len(details) != expected:
+        raise ValueError(f"the metric gave {len(scores.values)} values for {expected} images")
+    return [(float(value), detail) for value, detail in zip(scores.values, details, strict=True)]
+
+
+def _features(metric: DistributionMetric, images: np.ndarray) -> list[np.ndarray | str]:
+    """The features of each image, or why there are none."""
+    features = metric.features(images)
+    if features.ndim != 2 or len(features) != len(images):
+        raise ValueError(f"features of shape {list(features.shape)} for {len(images)} images")
+    bad = ~np.isfinite(features).all(axis=1)
+    return ["the features are not finite" if bad[k] else features[k] for k in range(len(images))]
+
+
+def _file_image(path: str) -> np.ndarray | str:
+    """The image in a file, uint8 `[1, H, W, 3]`, or why it cannot be had."""
+    try:
+        return decode(Path(path).read_bytes())[None]
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read: {error}"
+
+
+def _in_batches(
+    compute: Callable[[Sequence[int]], list[Any]], inputs: Sequence[tuple[np.ndarray, ...] | str], size: int
+) -> list[Any]:
+    """What `compute` gives for every place, or why there is nothing: the text that stands there as input, or the
+    error.
+
+    Images of one shape go together, at most `size` of them; a batch that raises is halved until the bad one is alone.
     """
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for i, image in enumerate(images):
-        if image is not None:
-            shapes.setdefault(image.shape, []).append(i)
-    found: dict[int, T | str] = {}
+    found: list[Any] = list(inputs)
+    shapes: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for i, arrays in enumerate(inputs):
+        if not isinstance(arrays, str):
+            shapes.setdefault(tuple(array.shape for array in arrays), []).append(i)
 
     def attempt(chosen: list[int]) -> None:
         try:
-            found.update(zip(chosen, compute(chosen), strict=True))
+            for i, outcome in zip(chosen, compute(chosen), strict=True):
+                found[i] = outcome
         except Exception as error:
             reason = _survivable(error)
             if len(chosen) == 1:
@@ -337,8 +418,8 @@ def _in_batches(
             attempt(chosen[len(chosen) // 2 :])
 
     for places in shapes.values():
-        for first in range(0, len(places), SCORE_BATCH):
-            attempt(places[first : first + SCORE_BATCH])
+        for first in range(0, len(places), size):
+            attempt(places[first : first + size])
     return found
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule, Step
-from harness.metrics.base import DistributionMetric, Reference, SampleMetric, Scores
+from harness.metrics.base import DistributionMetric, PairedMetric, Reference, SampleMetric, Scores
 from harness.prompts import Prompt
+from harness.registry import HOW
 from harness.units import GenerateUnit, Part, Row
 
 SIZE = 8
@@ -126,12 +127,18 @@ class Brightness(SampleMetric):
 
     name = "brightness"
     offset: float = 0.0
+    batch: int = field(default=32, metadata=HOW)
     opened = 0  # in this process
+    batches: ClassVar[list[int]] = []  # sizes seen by `score` in this process
 
     def open(self, device: str = "cpu") -> None:
         type(self).opened += 1
 
     def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
+        type(self).batches.append(len(images))
+        for word in " ".join(prompt.text for prompt in prompts).split():
+            if word.startswith("oom-above-"):
+                _obey(word, "", len(prompts))
         if any("unscorable" in prompt.text for prompt in prompts):
             raise ValueError("cannot score this")
         values = images.reshape(len(images), -1).mean(axis=1) + self.offset
@@ -154,12 +161,17 @@ class Absent(SampleMetric):
 
 @dataclass
 class Colours(DistributionMetric):
-    """Features: the mean of each channel."""
+    """Features: the mean of each channel. More than `room` images do not fit into memory."""
 
     name = "colours-distance"
     extractor = "colours"
+    room: int = field(default=1000, metadata=HOW)
+    batches: ClassVar[list[int]] = []  # sizes seen by `features` in this process
 
     def features(self, images: np.ndarray) -> np.ndarray:
+        type(self).batches.append(len(images))
+        if len(images) > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate everything")
         return images.reshape(len(images), -1, 3).mean(axis=1).astype(np.float32)
 
     def reference(self) -> Reference:
@@ -167,6 +179,17 @@ class Colours(DistributionMetric):
 
     def distance(self, features: np.ndarray, reference: Reference) -> float:
         return float(((features.mean(axis=0) - reference.mean) ** 2).sum())
+
+
+@dataclass(frozen=True)
+class Difference(PairedMetric):
+    """The mean absolute difference of pixels."""
+
+    name = "difference"
+    higher_is_better = False
+
+    def compare(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
+        return np.abs(images.astype(float) - references).mean(axis=(1, 2, 3))
 
 
 def part(name: str = "0-0-3", model: str = "model", method: str = "plain") -> Part:

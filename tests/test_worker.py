@@ -1,20 +1,26 @@
 """What a worker does with a unit: padding, bad rows, what it keeps, and the scores it writes."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from harness.errors import HarnessError
-from harness.files import StoreError
+from harness.files import StoreError, write_atomic
+from harness.metrics.load import metric_digest
+from harness.parquet import read_part, serialised
 from harness.prompts import Prompt
 from harness.store import NO_IMAGE, Store
-from harness.units import ScoreUnit
+from harness.units import Counterpart, Part, ScoreUnit
 from harness.worker import DeviceLost, Job, MethodJob, MetricJob, ModelJob, Slot, Worker
 from tests.fakes import Brightness, Colours, FakeDiffusion, part, unit
 
@@ -39,6 +45,7 @@ def make_job(root: Path, **other: Any) -> Job:
             "brightness": MetricJob(f"{PLACE}Brightness", {"offset": 1.0}, "d1"),
             "absent": MetricJob(f"{PLACE}Absent", {}, "d2"),
             "colours": MetricJob(f"{PLACE}Colours", {}, "d3"),
+            "difference": MetricJob(f"{PLACE}Difference", {"against": "best"}, "d4"),
         },
         "scoring": Slot("cpu"),
     }
@@ -271,3 +278,146 @@ def test_no_image_at_all(worker: Worker) -> None:
     worker.run(score_unit(["a", "b"], extractors=("colours",)))
     assert [row["error"] for row in scores(worker)] == [NO_IMAGE] * 2
     assert Store(worker.job.root).kept("features") == []
+
+
+def spoil(worker: Worker, place: int, *, kept: int = 20, of: Part | None = None) -> str:
+    """Cuts one image of a part off after some bytes; the file itself stays sound. Returns the sample's id."""
+    path = worker.store.path("images", of or part())
+    table = read_part(path)
+    rows = table.to_pylist()
+    rows[place]["image"]["bytes"] = rows[place]["image"]["bytes"][:kept]
+    write_atomic(path, serialised(pa.Table.from_pylist(rows, table.schema)))
+    return str(rows[place]["sample_id"])
+
+
+@pytest.mark.parametrize("kept", [0, 4, 20, 60])
+def test_a_damaged_image_costs_its_row_alone(worker: Worker, kept: int) -> None:
+    worker.run(unit(["a", "b", "c", "d"]))
+    sample = spoil(worker, 2, kept=kept)
+    report = worker.run(score_unit(["a", "b", "c", "d"], extractors=("colours",)))
+    assert report.rows == 4
+    assert [(failed["metric"], failed["sample_id"]) for failed in report.failed] == [
+        ("brightness", sample), ("colours", sample),
+    ]
+    errors = [row["error"] for row in scores(worker)]
+    assert [error is None for error in errors] == [True, True, False, True]
+    assert f"the image of sample {sample} is damaged" in errors[2]
+    assert str(worker.store.path("images", part())) in errors[2]
+    ids, _ = worker.store.read_features(Colours().shelf, model="model", method="plain", prompts="prompts")
+    assert len(ids) == 3
+    assert sample not in ids
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(job: Job) -> None:
+    fewer = {"colours": MetricJob(f"{PLACE}Colours", {"room": 3}, "d3")}
+    worker = Worker(replace(job, metrics=job.metrics | fewer), Slot("cpu"))
+    Brightness.batches.clear()
+    Colours.batches.clear()
+    worker.run(unit(list("abcdefgh"), "0-0-7", batch=8))
+    prompts = tuple(Prompt(f"0-0-7-{i}", "oom-above-2") for i in range(8))
+    report = worker.run(ScoreUnit(part("0-0-7"), ("brightness",), ("colours",), prompts))
+    assert report.failed == []
+    assert Brightness.batches == [8, 4, 2, 2, 4, 2, 2]
+    assert Colours.batches == [8, 4, 2, 2, 4, 2, 2]
+    assert len(scores(worker)) == 8
+    assert len(worker.store.read_features(Colours().shelf, model="model", method="plain", prompts="prompts")[0]) == 8
+
+
+def test_a_metric_says_how_many_images_it_takes_at_once(job: Job) -> None:
+    three = {"brightness": MetricJob(f"{PLACE}Brightness", {"batch": 3}, "d1")}
+    worker = Worker(replace(job, metrics=job.metrics | three), Slot("cpu"))
+    Brightness.batches.clear()
+    worker.run(unit(list("abcdefgh"), "0-0-7", batch=8))
+    worker.run(ScoreUnit(part("0-0-7"), ("brightness",), (), ()))
+    assert Brightness.batches == [3, 3, 2]
+    assert metric_digest("b", Brightness(batch=3)) == metric_digest("b", Brightness())
+
+
+def test_the_images_of_one_unit_are_decoded_while_another_computes(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computing, decoded = threading.Event(), threading.Event()
+    for name in ("0-0-3", "1-0-3"):
+        worker.run(unit(["a", "b", "c", "d"], name))
+    read, score = Store.read_images, Brightness.score
+
+    def reading(self: Store, of: Part, *args: Any, **named: Any) -> Any:
+        if of.name == "1-0-3":
+            assert computing.wait(10)  # the first unit is at its metric
+        found = read(self, of, *args, **named)
+        if of.name == "1-0-3":
+            decoded.set()
+        return found
+
+    def scoring(self: Brightness, images: np.ndarray, prompts: Any) -> Any:
+        computing.set()
+        assert decoded.wait(10)
+        return score(self, images, prompts)
+
+    monkeypatch.setattr(Store, "read_images", reading)
+    monkeypatch.setattr(Brightness, "score", scoring)
+    units = [ScoreUnit(part(name), ("brightness",), (), ()) for name in ("0-0-3", "1-0-3")]
+    with ThreadPoolExecutor(2) as threads:
+        reports = list(threads.map(worker.run, units))
+    assert [report.failed for report in reports] == [[], []]
+
+
+# ---- pairs ----
+
+
+def paired_unit(worker: Worker, given: dict[int, Counterpart | str], name: str = "0-0-3") -> ScoreUnit:
+    ids = {i: f"model-{name}-{i}" for i in range(4)}
+    return ScoreUnit(part(name), ("difference",), (), (), {"difference": {ids[i]: c for i, c in given.items()}})
+
+
+def test_a_pair_is_found_in_whatever_part_it_lies(worker: Worker, tmp_path: Path) -> None:
+    worker.run(unit(["a", "b", "c", "d"]))
+    worker.run(unit(["aaaa", "bbbb raise"], "0-0-1", method="best"))
+    worker.run(unit(["cccc"], "0-2-2", method="best"))
+    mine = made(worker)[1]
+    own = tmp_path / "own.png"
+    Image.fromarray(mine[3][0]).save(own)  # type: ignore[index]
+    first, second = part("0-0-1", method="best"), part("0-2-2", method="best")
+    report = worker.run(paired_unit(worker, {
+        0: Counterpart(first, "model-0-0-1-0"), 1: Counterpart(first, "model-0-0-1-1"),
+        2: Counterpart(second, "model-0-2-2-0"), 3: Counterpart(str(own), "sha"),
+    }))
+    found = scores(worker, "difference")
+    others = {name: made(worker, name, method="best")[1][0] for name in ("0-0-1", "0-2-2")}
+    for i, name in ((0, "0-0-1"), (2, "0-2-2")):
+        expected = np.abs(mine[i].astype(float) - others[name].astype(float)).mean()  # type: ignore[union-attr]
+        assert found[i]["value"] == pytest.approx(expected)
+        assert expected > 0
+    assert json.loads(found[2]["detail"]) == {"reference": "model-0-2-2-0"}
+    assert (found[3]["value"], json.loads(found[3]["detail"])) == (0, {"reference": "sha"})
+    assert found[1]["error"] == "the image to compare with is gone"
+    assert [failed["sample_id"] for failed in report.failed] == ["model-0-0-3-1"]
+
+
+def test_a_pair_that_cannot_be_compared_costs_its_row(worker: Worker, tmp_path: Path) -> None:
+    worker.run(unit(["a", "b", "c", "d"]))
+    worker.run(unit(["aaaa"], "0-0-0", method="best"))
+    spoil(worker, 0, of=part("0-0-0", method="best"))
+    Image.new("RGB", (20, 30)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no image")
+    worker.run(paired_unit(worker, {
+        0: Counterpart(part("0-0-0", method="best"), "model-0-0-0-0"), 1: "there is no image by 'best' to compare with",
+        2: Counterpart(str(tmp_path / "large.png"), ""), 3: Counterpart(str(tmp_path / "text.png"), ""),
+    }))
+    errors = [row["error"] for row in scores(worker, "difference")]
+    assert "the image of sample model-0-0-0-0 is damaged" in errors[0]
+    assert errors[1] == "there is no image by 'best' to compare with"
+    assert "an image of 8 x 8 pixels cannot be compared with an image of 20 x 30 pixels" in errors[2]
+    assert "text.png cannot be read" in errors[3]
+
+
+def test_samples_that_are_not_asked_for_get_no_row_and_lost_parts_cost_theirs(worker: Worker, tmp_path: Path) -> None:
+    worker.run(unit(["a", "b raise", "c", "d"]))
+    report = worker.run(paired_unit(worker, {
+        1: Counterpart(str(tmp_path / "x.png"), ""), 2: Counterpart(part("9-9-9", method="best"), "gone"),
+    }))
+    found = {row["sample_id"]: row["error"] for row in scores(worker, "difference")}
+    assert found.keys() == {"model-0-0-3-1", "model-0-0-3-2"}
+    assert found["model-0-0-3-1"] == NO_IMAGE
+    assert "9-9-9.parquet" in found["model-0-0-3-2"]
+    assert len(report.failed) == 1

@@ -181,6 +181,8 @@ def _value_cell(
     if judges.get(record["method"]) == record["metric"]:
         text = f"{record['method']} chooses by {record['metric']} itself: no independent evidence there"
         cell.marks.append(table.note(text))
+    if record.get("lowest"):
+        cell.marks.append(table.note(f"{record['metric']}: mean of the {record['lowest']} lowest values"))
     if not record["trained"]:
         cell.marks.append(table.note("random weights: this number says nothing about a trained model"))
     return cell

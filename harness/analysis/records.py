@@ -18,7 +18,11 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """What tables need to know of a metric; `missing` is why it could not be computed here, or None."""
+    """What tables need to know of a metric; `missing` is why it could not be computed here, or None.
+
+    `lowest` counts the values that the aggregation "mean_of_lowest" averages; `against` is the method whose images
+    a paired metric compares the others with ("": the prompts' own).
+    """
 
     name: str
     digest: str
@@ -27,6 +31,8 @@ class MetricInfo:
     aggregation: str = "mean"
     trained: bool = True
     missing: str | None = None
+    lowest: int = 0
+    against: str = ""
 
     @property
     def grouped(self) -> bool:
@@ -55,7 +61,8 @@ def records(
         trained: by model label; False marks random weights.
 
     Besides the agreed keys a record holds `failed` (rows of the cell without a value), `reason` (why there is
-    no value, or why rows failed; None where all is well), and the metric's `kind` and `higher_is_better`.
+    no value, or why rows failed; None where all is well), the metric's `kind` and `higher_is_better`, and, where
+    its aggregation is "mean_of_lowest", `lowest`: how many values went into the mean (all where there are fewer).
     Values that do not exist are None, never NaN. The overall record of a metric that is a mean of categories also
     holds what GenEval's summary prints beside it: `mean_of_images` and, over prompts, `mean_of_best` (for values of
     0 and 1 the share of prompts with at least one correct image).
@@ -73,11 +80,13 @@ def records(
             }
             if info.missing is not None:
                 found.append(base | _nothing(len(cell), info.missing) | _cost(cell) | tail)
+            elif info.against == place[1]:
+                found.append(base | _nothing(0, "the others are compared with these images") | _cost(cell) | tail)
             elif info.kind == "distribution":
                 found.append(base | _of_cell(whole.get((*place, label)), cell) | _cost(cell) | tail)
             else:
                 rows = cell.merge(valued[label], on="sample_id", how="left")
-                found.append(base | _of_rows(rows, info.grouped) | _cost(cell) | tail)
+                found.append(base | _of_rows(rows, info.grouped, info.lowest) | _cost(cell) | tail)
                 if info.grouped and rows["category"].notna().any():
                     found[-1] |= _ungrouped(rows)
                     found += [
@@ -95,7 +104,7 @@ def scored_rows(images: pd.DataFrame, scores: pd.DataFrame, metrics: Mapping[str
     parts = [
         samples.merge(part.loc[part["why"].isna()], on="sample_id").assign(metric=label)
         for label, part in _by_label(scores, metrics).items()
-        if metrics[label].kind == "sample"
+        if metrics[label].kind != "distribution"
     ]
     columns = [*keep, "metric", "value"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
@@ -113,12 +122,13 @@ def differences(
 
     A record holds model, method, prompts, group, metric, baseline, value (method - baseline), low, high, n
     (pairs), clusters (prompts), p (sign flips of prompts), p_holm, nfe, baseline_nfe. Holm's family is all
-    methods on one metric of one (model, prompts); with `groups`, all methods × categories likewise.
+    methods on one metric of one (model, prompts); with `groups`, all methods × categories likewise. A metric whose
+    value is the mean of the lowest has none: a difference of such means is no mean of paired differences.
     """
     found: list[Record] = []
     for (model, prompts, label), part in rows.groupby(["model", "prompts", "metric"], sort=False):
         base = part[part["method"] == baseline]
-        if base.empty or label not in metrics:
+        if base.empty or label not in metrics or metrics[str(label)].lowest:
             continue
         overall: list[Record] = []
         by_group: list[Record] = []
@@ -153,7 +163,7 @@ def _difference(pairs: pd.DataFrame, grouped: bool) -> Record:
 
 
 def _by_label(scores: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> dict[str, pd.DataFrame]:
-    """For each sample metric its rows: sample_id, value, and `why` there is no value (None where there is)."""
+    """For each metric of samples its rows: sample_id, value, and `why` there is no value (None where there is)."""
     found = {}
     for label, info in metrics.items():
         mine = scores[(scores["metric"] == label) & (scores["metric_digest"] == info.digest)]
@@ -166,11 +176,15 @@ def _by_label(scores: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> dict[s
     return found
 
 
-def _of_rows(rows: pd.DataFrame, grouped: bool) -> Record:
+def _of_rows(rows: pd.DataFrame, grouped: bool, lowest: int = 0) -> Record:
     """The value of a cell's (or category's) rows; those without one are counted and their reason kept."""
     good = rows["value"].notna() & rows["why"].isna() & rows["error"].isna()
     mine = rows[good]
-    if grouped and mine["category"].notna().any():
+    extra: Record = {}
+    if lowest:
+        found = stats.mean_of_lowest_interval(mine["value"], mine["prompt_id"], lowest)
+        extra["lowest"] = min(lowest, len(mine))
+    elif grouped and mine["category"].notna().any():
         found = stats.mean_of_groups_interval(mine["value"], mine["category"], mine["prompt_id"])
     else:
         found = stats.mean_interval(mine["value"], mine["prompt_id"])
@@ -179,7 +193,7 @@ def _of_rows(rows: pd.DataFrame, grouped: bool) -> Record:
     if len(bad):
         why = bad["error"].where(bad["error"].notna(), bad["why"]).fillna("not scored")
         reason = str(why.mode().iloc[0])
-    return _interval(found) | {"failed": len(bad), "reason": reason}
+    return _interval(found) | {"failed": len(bad), "reason": reason} | extra
 
 
 def _ungrouped(rows: pd.DataFrame) -> Record:

@@ -36,7 +36,11 @@ class Metric(ABC):
     kind: ClassVar[str]  # "sample", "paired" or "distribution"
     version: ClassVar[int] = 1
     higher_is_better: ClassVar[bool] = True
-    aggregation: ClassVar[str] = "mean"  # "mean_of_groups": the unweighted mean of the categories' means
+    # How rows become a cell's value. "mean_of_groups": the unweighted mean of the categories' means;
+    # "mean_of_lowest": the mean of the lowest values, as many as the metric's field `lowest: int` says.
+    aggregation: ClassVar[str] = "mean"
+    batch = 32  # images a worker gives it at once; a field of this name (with metadata=HOW) lets the YAML say it
+
     def artifacts(self) -> dict[str, str]:
         """The parameters that name weights (`harness.artifacts`) and what they name: `{"weights": "hpsv2.1"}`."""
         return {}
@@ -86,14 +90,47 @@ class SampleMetric(Metric):
         return type(self).differentiable is not SampleMetric.differentiable
 
 
+@dataclass(frozen=True)
 class PairedMetric(Metric):
-    """A value for each image and its reference image."""
+    """A value for each image and its reference image.
+
+    In a benchmark the reference is the image of the same model, prompt and seed by the method `against`, or, where
+    that is empty, the image that the prompt itself names.
+    """
 
     kind = "paired"
 
+    against: str = ""
+
     @abstractmethod
+    def compare(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
+        """The values, float64 `[N]`, of stills, uint8 `[N, H, W, 3]`, and their references, of the same shape."""
+
     def score_pairs(self, images: np.ndarray, references: np.ndarray) -> Scores:
-        """Scores uint8 `[B, F, H, W, 3]` against references of the same shape."""
+        """Scores uint8 `[B, F, H, W, 3]` against references of the same shape.
+
+        The value of a clip is the mean over its frames; its detail holds their values (`frames`).
+
+        Raises:
+            ValueError: the shapes differ, or the metric is not defined for them.
+        """
+        if images.ndim != 5 or images.shape[-1] != 3:
+            raise ValueError(f"{self.name}: images must be [B, F, H, W, 3], got {list(images.shape)}")
+        if images.shape != references.shape:
+            raise ValueError(f"{self.name}: {_said(images)} cannot be compared with {_said(references)}")
+        flat, others = (np.reshape(x, (-1, *x.shape[2:])) for x in (images, references))
+        parts = [
+            self.compare(flat[i : i + self.batch], others[i : i + self.batch]) for i in range(0, len(flat), self.batch)
+        ]
+        values = np.concatenate([np.zeros(0), *parts]).reshape(images.shape[:2])
+        details = [{"frames": row.tolist()} if len(row) > 1 else {} for row in values]
+        return Scores(values.mean(axis=1, dtype=np.float64), details)
+
+
+def _said(images: np.ndarray) -> str:
+    """The size of images, for people."""
+    frames, height, width = images.shape[1:4]
+    return f"an image of {width} x {height} pixels" + (f" and {frames} frames" if frames > 1 else "")
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,71 @@ def test_mean_of_groups_weighs_groups_alike():
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
+def _lowest_by_hand(values, clusters, k, draws):
+    """Percentiles of the resampled mean of the k lowest, a prompt at a time."""
+    rng = np.random.default_rng(9)
+    rows = [values[clusters == name] for name in np.unique(clusters)]
+    point = np.sort(values)[:k].mean()
+    found = [
+        np.sort(np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))]))[:k].mean()
+        for _ in range(draws)
+    ]
+    c = len(rows)
+    widen = np.sqrt(c / (c - 1)) * scipy_stats.t.ppf(0.975, c - 1) / scipy_stats.norm.ppf(0.975)
+    return point, *((np.quantile(found, [0.025, 0.975]) - point) * widen + point)
+
+
+@pytest.mark.parametrize("k", [7, 40, 115])
+def test_the_mean_of_the_lowest_resamples_prompts(k):
+    rng = np.random.default_rng(10)
+    clusters = np.sort(np.concatenate([np.arange(60), rng.integers(0, 60, 60)]))  # prompts of one to a few seeds
+    values = rng.normal(size=60)[clusters] + 0.3 * rng.normal(size=120)
+    order = rng.permutation(120)
+    found = stats.mean_of_lowest_interval(values[order], clusters[order], k, draws=20_000)
+    point, low, high = _lowest_by_hand(values, clusters, k, 20_000)
+    assert found.value == pytest.approx(point, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
+    assert (found.n, found.clusters) == (120, 60)
+
+
+def test_the_mean_of_more_than_there_are_is_the_mean_of_all():
+    values = np.random.default_rng(11).normal(size=30)
+    all_of_them = stats.mean_interval(values, np.arange(30))
+    for k in (30, 1000):
+        found = stats.mean_of_lowest_interval(values, np.arange(30), k)
+        assert found.value == pytest.approx(all_of_them.value)
+        assert (found.low, found.high) == pytest.approx((all_of_them.low, all_of_them.high), abs=1e-9)
+    nothing = stats.mean_of_lowest_interval([], [], 5)
+    assert np.isnan(nothing.value)
+    assert nothing.n == 0
+    alone = stats.mean_of_lowest_interval([3.0, 1.0, 2.0], ["p"] * 3, 2)
+    assert (alone.value, alone.n) == (1.5, 3)
+    assert np.isnan(alone.low)
+    with pytest.raises(ValueError, match="not finite"):
+        stats.mean_of_lowest_interval([1.0, np.nan], [0, 1], 1)
+
+
+def test_the_mean_of_the_lowest_of_many_prompts_takes_the_normal_limit(monkeypatch):
+    rng = np.random.default_rng(12)
+    clusters = np.arange(3000) // 2
+    values = rng.normal(size=1500)[clusters] + 0.5 * rng.normal(size=3000)
+    slow = stats.mean_of_lowest_interval(values, clusters, 300, draws=4000)
+    monkeypatch.setattr(stats, "MANY", 100)
+    fast = stats.mean_of_lowest_interval(values, clusters, 300, draws=4000)
+    assert fast.value == slow.value
+    assert fast.high - fast.low == pytest.approx(slow.high - slow.low, rel=0.08)
+
+
+def test_the_interval_of_the_lowest_covers():
+    rng = np.random.default_rng(13)
+    truth = np.mean([np.sort(rng.normal(size=200))[:40].mean() for _ in range(4000)])
+    hits = 0
+    for k in range(300):
+        found = stats.mean_of_lowest_interval(rng.normal(size=200), np.arange(200), 40, draws=400, seed=k)
+        hits += found.low <= truth <= found.high
+    assert 0.91 <= hits / 300 <= 0.98
+
+
 def test_all_right_is_no_certainty_and_one_prompt_has_no_interval():
     found = stats.mean_interval(np.ones(40), np.arange(40))
     assert found.value == found.high == 1.0

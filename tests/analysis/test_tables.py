@@ -93,6 +93,34 @@ def test_frames_of_a_clip_are_one_sample_and_random_weights_are_marked():
     assert any("random weights" in note for note in table.notes)
 
 
+def test_the_mean_of_the_lowest_says_how_many_they_are():
+    w = world()
+    w.metrics["clipscore-shapes"] = MetricInfo("clipscore-shapes", "c1", aggregation="mean_of_lowest", lowest=5)
+    of_method = w.scores[w.scores.sample_id.str.startswith("cfg-3/") & (w.scores.metric == "clipscore-shapes")]
+    record = _one(w.records, "cfg-3", "clipscore-shapes")
+    assert record["value"] == pytest.approx(np.sort(of_method.value)[:5].mean())
+    assert record["low"] < record["value"] < record["high"]
+    assert (record["lowest"], record["n"]) == (5, 24)
+    assert "mean of the 5 lowest values" in tables.render(w, TableSpec(), "markdown")
+    assert {d["metric"] for d in differences(scored_rows(w.rows, w.scores, w.metrics), "cfg-3", w.metrics)} == {
+        "geneval-shapes"
+    }
+    w.metrics["clipscore-shapes"] = MetricInfo("clipscore-shapes", "c1", aggregation="mean_of_lowest", lowest=1000)
+    record = _one(w.records, "cfg-3", "clipscore-shapes")
+    assert record["value"] == pytest.approx(of_method.value.mean())
+    assert record["lowest"] == 24
+
+
+def test_what_the_others_are_compared_with_has_no_value_of_its_own():
+    w = world()
+    w.metrics["clipscore-shapes"] = MetricInfo("clipscore-shapes", "c1", "paired", False, against="cfg-3")
+    record = _one(w.records, "cfg-3", "clipscore-shapes")
+    assert (record["value"], record["n"], record["failed"]) == (None, 0, 0)
+    assert _one(w.records, "best_of_6", "clipscore-shapes")["n"] == 24
+    assert set(scored_rows(w.rows, w.scores, w.metrics)["metric"]) == {"geneval-shapes", "clipscore-shapes"}
+    assert "the others are compared with these images" in tables.render(w, TableSpec(), "markdown")
+
+
 def test_nothing_at_all_is_an_empty_table():
     w = world()
     found = records(w.rows[:0], w.scores[:0], [], METRICS)

@@ -1,0 +1,96 @@
+"""What is still to be scored: for every part of images the metrics that it lacks, and what they compare it with."""
+
+import json
+from collections.abc import Collection, Iterator
+from functools import cache
+from typing import Any
+
+import pandas as pd
+
+from harness.metrics.base import DistributionMetric, PairedMetric
+from harness.plan import Cell
+from harness.prompts import Prompt
+from harness.resolve import ResolvedMetric
+from harness.store import Store
+from harness.units import Counterpart, ScoreUnit
+from harness.weights import sha256_of
+
+COLUMNS = ["sample_id", "prompt_id", "seed", "error"]
+
+
+def score_units(
+    store: Store, cells: Collection[Cell], wanted: dict[str, ResolvedMetric]
+) -> Iterator[tuple[ScoreUnit, int]]:
+    """A unit for every part of images, with the metrics and features that it lacks, and its number of samples."""
+    by_shelf = {m.metric.shelf: label for label, m in wanted.items() if isinstance(m.metric, DistributionMetric)}
+    paired = {label: m.metric for label, m in wanted.items() if isinstance(m.metric, PairedMetric)}
+
+    @cache
+    def images_of(model: str, method: str, prompts: str) -> dict[tuple[str, int], Counterpart]:
+        """A cell's images by (prompt id, seed), whatever parts they lie in."""
+        found = {}
+        for part in store.parts("images", model=model, method=method, prompts=prompts):
+            rows = store.read_part(part, COLUMNS)
+            good = rows[rows["error"].isna()]
+            for sample, prompt, seed in zip(good["sample_id"], good["prompt_id"], good["seed"], strict=True):
+                found[prompt, seed] = Counterpart(part, sample)
+        return found
+
+    for cell in cells:
+        place: dict[str, Any] = {"model": cell.model, "method": cell.method, "prompts": cell.prompts}
+        scored = {
+            label: store.sample_ids("scores", label, digest=metric.digest, with_failed=False, **place)
+            for label, metric in wanted.items()
+            # What the others are compared with is not compared with itself.
+            if metric.metric.kind != "distribution" and getattr(metric.metric, "against", None) != cell.method
+        }
+        compared = {label: _compared(store, label, place) for label in paired if label in scored}
+        extracted = {name: store.sample_ids("features", name, **place) for name in by_shelf}
+        by_id = {prompt.id: prompt for prompt in cell.prompt_set.prompts}
+        for part in store.parts("images", **place):
+            rows = store.read_part(part, COLUMNS)
+            shown = set(rows.loc[rows["error"].isna(), "sample_id"])
+            counterparts = {
+                label: _by_files(rows, cell, by_id) if not paired[label].against
+                else _by_method(rows, paired[label].against, images_of(cell.model, paired[label].against, cell.prompts))
+                for label in compared
+            }
+            lacking = {label: shown - done for label, done in scored.items()}
+            for label, given in counterparts.items():
+                changed = {s for s, other in given.items() if compared[label].get(s) != getattr(other, "id", None)}
+                lacking[label] = (lacking[label] | changed) & shown & set(given)
+            metrics = tuple(label for label, samples in lacking.items() if samples)
+            extractors = tuple(by_shelf[name] for name, done in extracted.items() if shown - done)
+            if metrics or extractors:
+                prompts = tuple(by_id[p] for p in dict.fromkeys(rows["prompt_id"]) if p in by_id)
+                needed = {label: given for label, given in counterparts.items() if label in metrics}
+                yield ScoreUnit(part, metrics, extractors, prompts, needed), len(shown)
+
+
+def _by_method(
+    rows: pd.DataFrame, against: str, images: dict[tuple[str, int], Counterpart]
+) -> dict[str, Counterpart | str]:
+    """For each sample the other method's image of the same prompt and seed, or that there is none."""
+    none = f"there is no image by {against!r} to compare with"
+    keys = zip(rows["sample_id"], rows["prompt_id"], rows["seed"], strict=True)
+    return {sample: images.get((prompt, seed), none) for sample, prompt, seed in keys}
+
+
+def _by_files(rows: pd.DataFrame, cell: Cell, prompts: dict[str, Prompt]) -> dict[str, Counterpart | str]:
+    """For each sample the image that its prompt names, or that it names none; other prompts' samples stay out."""
+    found: dict[str, Counterpart | str] = {}
+    for sample, prompt_id in zip(rows["sample_id"], rows["prompt_id"], strict=True):
+        if prompt_id in prompts:
+            image = prompts[prompt_id].image
+            path = cell.prompt_set.folder / (image or "")
+            found[sample] = "the prompt names no image to compare with" if image is None else Counterpart(
+                str(path), sha256_of(path) if path.is_file() else ""
+            )
+    return found
+
+
+def _compared(store: Store, label: str, place: dict[str, Any]) -> dict[str, str | None]:
+    """The image that each score of a paired metric belongs to, as its detail says."""
+    rows = store.read("scores", label, columns=["sample_id", "metric_digest", "detail"], **place)
+    details = (json.loads(detail) for detail in rows["detail"])
+    return {sample: detail.get("reference") for sample, detail in zip(rows["sample_id"], details, strict=True)}
