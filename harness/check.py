@@ -16,6 +16,7 @@ from harness.plan import total
 from harness.prompts import Prompt
 from harness.resolve import ResolvedMethod, ResolvedModel, resolve
 from harness.seeding import RowKey
+from harness.weights import files_of
 
 SD_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 
@@ -69,7 +70,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _model(label: str, model: ResolvedModel) -> dict[str, Any]:
-    size = sum(path.stat().st_size for path in model.folder.rglob("*.safetensors"))
+    size = sum(path.stat().st_size for path in files_of(model.folder) if path.suffix == ".safetensors")
     return {
         "label": label, "weights": model.spec.weights, "megabytes": round(size / 1e6, 1), "trained": model.trained,
         "networks": list(model.networks),
