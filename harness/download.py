@@ -27,7 +27,7 @@ from harness.errors import HarnessError
 from harness.files import rename, write_atomic, writing
 
 T = TypeVar("T")
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 17  # bytes
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
 TRIES = 5  # in a row that bring nothing new
 PAUSE = 1.0  # seconds before the second try; doubled with each further one
@@ -104,7 +104,10 @@ class Downloader:
             HarnessError: refused, cut too often or the disk is full (the beginning is kept for the next time), or not
                 what it should be (the beginning is removed).
         """
-        weights.must_be_inside(path)
+        try:
+            weights.must_be_inside(path)
+        except ValueError as error:
+            raise HarnessError(f"{url}: {error}") from error
         target = folder / path
         if not target.resolve().is_relative_to(folder.resolve()):
             raise HarnessError(f"{target} would lie outside {folder}, by a link: move that away")
