@@ -12,6 +12,7 @@ import torch
 from harness import benchmark as benchmarks
 from harness import registry
 from harness.diffusion.counting import AnyJudge, Counting
+from harness.errors import HarnessError
 from harness.plan import total
 from harness.prompts import Prompt
 from harness.resolve import ResolvedMethod, ResolvedModel, resolve
@@ -29,8 +30,7 @@ def check(name: str | None) -> dict[str, Any]:
     """
     report: dict[str, Any] = {"machine": _machine(), "metrics": [], "lacking": []}
     if name is None:
-        names = registry.names("metric")
-        report["metrics"] = [_metric(entry, registry.build("metric", entry, {}).missing()) for entry in names]
+        report["metrics"] = [_metric(entry, _missing(entry)) for entry in registry.names("metric")]
         return report
     path = benchmarks.find(name)
     resolved = resolve(benchmarks.load(path), path)
@@ -75,6 +75,15 @@ def _model(label: str, model: ResolvedModel) -> dict[str, Any]:
         "label": label, "weights": model.spec.weights, "megabytes": round(size / 1e6, 1), "trained": model.trained,
         "networks": list(model.networks),
     }
+
+
+def _missing(name: str) -> str | None:
+    """What a metric with its defaults lacks here."""
+    try:
+        missing: str | None = registry.build("metric", name, {}).missing()
+    except HarnessError as error:  # a parameter that has no default
+        return str(error)
+    return missing
 
 
 def _metric(label: str, missing: str | None) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def list_(
     """List what this installation knows by name."""
     from harness import catalogue
 
-    entries = catalogue.entries(kind.value)
+    entries = catalogue.entries(kind.value, parameters=as_json)
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return

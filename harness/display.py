@@ -150,7 +150,7 @@ class Transfers:
             )
             self._progress.add_task(name, total=total, completed=done)
             self._progress.start()
-        else:
+        elif self._total >= 1e6:
             self.say(f"{name}: {self._amount()}")
 
     def advance(self, size: int) -> None:

@@ -116,6 +116,8 @@ class Downloader:
             told = self._persist(lambda: self._stream(url, part, size), url, lambda: _length(part))
         finally:
             self.progress.finish()
+        if _length(part) > 1e9:  # some seconds a gigabyte
+            self.progress.say(f"{path}: verifying")
         expected, found, wrong = sha256 or told.sha256, weights.sha256_of(part), None
         if size is not None and _length(part) != size:
             wrong = f"{_length(part):,} bytes, expected {size:,}"

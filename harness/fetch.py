@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -57,11 +58,16 @@ def names_of(name: str) -> list[str]:
     metrics = registry.names("metric")
     found = [name] if name in catalogue() else []
     if name in metrics or ":" in name:
-        needs = registry.build("metric", name, {}).artifacts().values()
+        cls = registry.load("metric", name)
+        required = {
+            field.name: "" for field in dataclasses.fields(cls)
+            if field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        }  # such as a reference, which has no part in what is fetched
+        needs = registry.build("metric", name, required).artifacts().values()
         return list(dict.fromkeys([*found, *(each for each in needs if each in catalogue())]))
     if found:
         return found
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
+    if re.fullmatch(weights.HUB_ID + r"(@[\w./-]+)?", name):
         return [name]
     raise HarnessError(
         f"nothing called {name!r} can be fetched: {registry.nearest(name, sorted({*catalogue(), *metrics}))} "

@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.identity import digest
 from harness.registry import nearest
 
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no model here opens
 UNFINISHED = ".fetching"  # lies in a model's folder until all its files do
@@ -63,7 +64,7 @@ def resolve(weights: str, revision: str | None = None) -> Path:
     local = Path(weights).expanduser()
     if local.is_dir():
         return local.resolve()
-    if weights.startswith(("/", ".", "~")) or weights.count("/") != 1:
+    if not re.fullmatch(HUB_ID, weights):
         raise HarnessError(
             f"weights {weights!r}: no such folder; expected a folder in the diffusers layout, "
             f"a Hub id like 'organisation/name', or 'builtin:NAME'"
@@ -89,7 +90,12 @@ def hub_model(weights: str, revision: str | None) -> Path | None:
 
 def model_folder(weights: str, revision: str | None) -> str:
     """The folder below `home()` that the model of a Hub id is fetched into."""
-    return f"{weights}@{revision}" if revision else weights
+    folder = f"{weights}@{revision}" if revision else weights
+    try:
+        must_be_inside(folder)
+    except ValueError as error:
+        raise HarnessError(f"weights {weights!r}, revision {revision!r}: {error}") from error
+    return folder
 
 
 def _in_hub_cache(weights: str, revision: str | None) -> Path | None:

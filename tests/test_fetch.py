@@ -278,15 +278,43 @@ def test_a_revision_is_kept_apart(hub: Server, home: Path) -> None:
     assert weights.resolve("org/mine", "abc123") == home / "mine"  # put there by hand: taken as it is
 
 
+def test_the_hub_s_own_cache_is_looked_into(hub: Server, home: Path) -> None:
+    files = shapes_sd()
+    hub.repository("org/sd", files)
+    for repository, content in (("org/sd", files), (CLIP, {CONFIG: b"{}", MODEL: DATA})):
+        cache = home.parent / "hub" / f"models--{repository.replace('/', '--')}"
+        (cache / "refs").mkdir(parents=True)
+        (cache / "refs" / "main").write_text("c0ffee")
+        for name, data in content.items():
+            (cache / "snapshots" / "c0ffee" / name).parent.mkdir(parents=True, exist_ok=True)
+            (cache / "snapshots" / "c0ffee" / name).write_bytes(data)
+    snapshot = home.parent / "hub" / "models--org--sd" / "snapshots" / "c0ffee"
+    assert weights.resolve("org/sd") == snapshot
+    assert artifacts.find("clip-b-32") == cache / "snapshots" / "c0ffee"
+    assert [failure for _, failure in fetch.fetch(["org/sd", "clip-b-32"], verify=True)] == [None, None]
+    assert hub.noted == []
+    (snapshot / "vae").rename(snapshot / "vae_1_0")  # another program took a part of it alone
+    assert weights.resolve("org/sd") == home / "org" / "sd"
+
+
 def test_a_model_of_pickled_weights_alone_is_refused(hub: Server, home: Path) -> None:
     files = {name: data for name, data in shapes_sd().items() if not name.startswith("unet/diff")}
     hub.repository("org/sd", {**files, "unet/diffusion_pytorch_model.bin": b"pickled"})
-    with pytest.raises(HarnessError, match="no .safetensors file for unet"):
+    with pytest.raises(HarnessError, match=r"no \.safetensors file for unet"):
         weights.resolve("org/sd")
     hub.repository("org/old", {"pytorch_model.bin": b"pickled"})
-    with pytest.raises(HarnessError, match="no .safetensors file"):
+    with pytest.raises(HarnessError, match=r"no \.safetensors file"):
         weights.resolve("org/old")
     assert not (home / "org").exists()
+
+
+@pytest.mark.parametrize("name", ["../evil", "org/..", "org/.evil", "/org/evil", "org/evil@../../../x", "~/evil"])
+def test_a_name_cannot_lead_elsewhere(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = harness(capsys, "fetch", name)
+    assert code in (1, 2)
+    assert "can be fetched" in err or "below the folder" in err
+    with pytest.raises(HarnessError, match="no such folder|below the folder"):
+        weights.resolve(*name.split("@"))
 
 
 def test_a_repository_cannot_write_elsewhere(hub: Server, home: Path) -> None:
@@ -338,7 +366,7 @@ def test_two_processes_fetch_a_file_once(hub: Server, home: Path) -> None:
     path = f"/{CLIP}/resolve/main/{MODEL}"
     hub.pages[path].wait = threading.Event()
     first = start(hub, home)
-    assert within(30, lambda: (home / "clip-b-32" / f"{MODEL}.part").is_file())
+    assert within(30, (home / "clip-b-32" / f"{MODEL}.part").is_file)
     second = start(hub, home)
     assert second.stderr is not None
     assert "another process is fetching it" in second.stderr.readline()
@@ -411,6 +439,9 @@ def test_a_metric_s_name_stands_for_all_that_it_needs(
 ) -> None:
     monkeypatch.syspath_prepend(str(benchmark.parent))
     assert fetch.names_of("stub_preference:Preference") == ["aesthetic", "clip-l-14"]
+    needy = STUB.replace("weights: str = ", "reference: str\n    weights: str = ")
+    (benchmark.parent / "stub_needy.py").write_text(needy)
+    assert fetch.names_of("stub_needy:Preference") == ["aesthetic", "clip-l-14"]
     assert fetch.names_of("geneval-shapes") == []
     assert fetch.names_of("hpsv2.1")[0] == "hpsv2.1"
 
@@ -420,5 +451,3 @@ def test_a_size_is_said_for_what_is_missing(home: Path) -> None:
         artifacts.find("aesthetic")
     assert artifacts.missing(["builtin:shapes-clip"]) is None
     assert "did you mean 'hpsv2.1'" in str(artifacts.missing(["hpsv2.1x"]))
-
-
