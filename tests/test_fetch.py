@@ -313,7 +313,7 @@ def test_a_name_cannot_lead_elsewhere(name: str, home: Path, capsys: pytest.Capt
     code, _, err = harness(capsys, "fetch", name)
     assert code in (1, 2)
     assert "can be fetched" in err or "below the folder" in err
-    with pytest.raises(HarnessError, match="no such folder|below the folder"):
+    with pytest.raises(HarnessError, match=r"no such folder|below the folder"):
         weights.resolve(*name.split("@"))
 
 
