@@ -140,19 +140,6 @@ def list_(
 
 
 @app.command()
-def check(
-    benchmark: Annotated[str | None, typer.Argument(help="A benchmark's name or file; none: this machine.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Say what this machine has and lacks for a benchmark, and what the benchmark costs, before it is run."""
-    from harness import check as checker
-
-    report = checker.check(benchmark)
-    typer.echo(json.dumps(report, indent=1) if as_json else checker.text(report))
-    raise typer.Exit(1 if report["lacking"] else 0)
-
-
-@app.command()
 def fetch(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="NAME...", help="Metrics, weights by name, or Hub ids of models.")
@@ -175,6 +162,19 @@ def fetch(
         else:
             failures.append(str(failure))
     _finish(failures)
+
+
+@app.command()
+def check(
+    benchmark: Annotated[str | None, typer.Argument(help="A benchmark's name or file; none: this machine.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has and lacks for a benchmark, and what the benchmark costs, before it is run."""
+    from harness import check as checker
+
+    report = checker.check(benchmark)
+    typer.echo(json.dumps(report, indent=1) if as_json else checker.text(report))
+    raise typer.Exit(1 if report["lacking"] else 0)
 
 
 @app.command()
