@@ -8,25 +8,29 @@ import yaml
 from harness import benchmark, prompts, registry
 
 
-def entries(kind: str) -> list[dict[str, Any]]:
-    """Objects with at least `name` and `about`, sorted by name; methods are noise stages and guidances."""
+def entries(kind: str, parameters: bool = True) -> list[dict[str, Any]]:
+    """Objects with at least `name` and `about`, sorted by name; methods are noise stages and guidances.
+
+    Without `parameters` no plug-in is imported, which takes seconds.
+    """
     if kind == "benchmarks":
         return [_benchmark(name) for name in sorted(benchmark.known())]
     if kind == "prompts":
         return [_prompt_set(name) for name in sorted(prompts.known())]
     if kind == "methods":
         nouns = ("noise", "guidance")
-        return [_plug_in(noun, name) | {"kind": noun} for noun in nouns for name in registry.names(noun)]
-    return [_plug_in(kind.removesuffix("s"), name) for name in registry.names(kind.removesuffix("s"))]
+        return [_plug_in(noun, name, parameters) | {"kind": noun} for noun in nouns for name in registry.names(noun)]
+    noun = kind.removesuffix("s")
+    return [_plug_in(noun, name, parameters) for name in registry.names(noun)]
 
 
-def _plug_in(kind: str, name: str) -> dict[str, Any]:
+def _plug_in(kind: str, name: str, parameters: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": name, "about": registry.about(kind, name)}
+    if not parameters:
+        return entry
     cls = registry.load(kind, name)
-    about = (cls.__doc__ or "").strip().splitlines()
     fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
-    return {
-        "name": name,
-        "about": about[0] if about else "",
+    return entry | {
         # Those that a guidance has in common with others (its interval) come after its own.
         "parameters": {f.name: _default(f) for f in sorted(fields, key=lambda f: bool(f.kw_only)) if f.init},
     }

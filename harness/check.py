@@ -12,10 +12,12 @@ import torch
 from harness import benchmark as benchmarks
 from harness import registry
 from harness.diffusion.counting import AnyJudge, Counting
+from harness.errors import HarnessError
 from harness.plan import total
 from harness.prompts import Prompt
 from harness.resolve import ResolvedMethod, ResolvedModel, resolve
 from harness.seeding import RowKey
+from harness.weights import files_of
 
 SD_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 
@@ -28,8 +30,7 @@ def check(name: str | None) -> dict[str, Any]:
     """
     report: dict[str, Any] = {"machine": _machine(), "metrics": [], "lacking": []}
     if name is None:
-        names = registry.names("metric")
-        report["metrics"] = [_metric(entry, registry.build("metric", entry, {}).missing()) for entry in names]
+        report["metrics"] = [_metric(entry, _missing(entry)) for entry in registry.names("metric")]
         return report
     path = benchmarks.find(name)
     resolved = resolve(benchmarks.load(path), path)
@@ -69,11 +70,20 @@ def _machine() -> dict[str, Any]:
 
 
 def _model(label: str, model: ResolvedModel) -> dict[str, Any]:
-    size = sum(path.stat().st_size for path in model.folder.rglob("*.safetensors"))
+    size = sum(path.stat().st_size for path in files_of(model.folder) if path.suffix == ".safetensors")
     return {
         "label": label, "weights": model.spec.weights, "megabytes": round(size / 1e6, 1), "trained": model.trained,
         "networks": list(model.networks),
     }
+
+
+def _missing(name: str) -> str | None:
+    """What a metric with its defaults lacks here."""
+    try:
+        missing: str | None = registry.build("metric", name, {}).missing()
+    except HarnessError as error:  # a parameter that has no default
+        return str(error)
+    return missing
 
 
 def _metric(label: str, missing: str | None) -> dict[str, Any]:

@@ -130,13 +130,38 @@ def list_(
     """List what this installation knows by name."""
     from harness import catalogue
 
-    entries = catalogue.entries(kind.value)
+    entries = catalogue.entries(kind.value, parameters=as_json)
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return
     width = max((len(entry["name"]) for entry in entries), default=0)
     for entry in entries:
         typer.echo(f"{entry['name']:<{width}}  {entry['about']}")
+
+
+@app.command()
+def fetch(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Metrics, weights by name, or Hub ids of models.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash again what is here already.")] = False,
+) -> None:
+    """Get the weights that metrics and models need; the same command resumes. Without a name: list them.
+
+    harness fetch hpsv2.1 pickscore
+    """
+    from harness import fetch as fetcher
+
+    if not names:
+        typer.echo("\n".join(fetcher.listing()))
+        return
+    failures = []
+    for text, failure in fetcher.fetch(names, verify):
+        if failure is None:
+            typer.echo(text)
+        else:
+            failures.append(str(failure))
+    _finish(failures)
 
 
 @app.command()

@@ -6,7 +6,17 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -115,6 +125,52 @@ class Steps:
         elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES or step == steps:
             self._said = time.monotonic()
             console.print(f"{event['stage']}: {step:,}/{steps:,} {text}", markup=False)
+
+
+class Transfers:
+    """Progress of downloads on standard error: a live bar on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._progress: Progress | None = None
+        self._name, self._total, self._done, self._said = "", 0, 0, 0.0
+
+    def say(self, text: str) -> None:
+        """One line for the person at the terminal."""
+        self.console.print(text, markup=False)
+
+    def start(self, name: str, total: int | None, done: int) -> None:
+        """Begins the file `name` of `total` bytes, `done` of which are here; anew after a cut."""
+        self.finish()
+        self._name, self._total, self._done, self._said = name, total or 0, done, time.monotonic()
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+                TimeRemainingColumn(), console=self.console,
+            )
+            self._progress.add_task(name, total=total, completed=done)
+            self._progress.start()
+        elif self._total >= 1e6:
+            self.say(f"{name}: {self._amount()}")
+
+    def advance(self, size: int) -> None:
+        """`size` more bytes are here."""
+        self._done += size
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=self._done)
+        elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            self.say(f"{self._name}: {self._amount()}")
+
+    def _amount(self) -> str:
+        whole = f" of {self._total / 1e6:,.1f}" if self._total else ""
+        return f"{self._done / 1e6:,.1f}{whole} MB"
+
+    def finish(self) -> None:
+        """Ends the file at hand."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
 
 
 def _clock(seconds: float) -> str:

@@ -12,29 +12,30 @@ import pyarrow as pa
 from harness.errors import HarnessError
 
 REASONS = {
-    errno.ENOSPC: "the disk is full: free some space or give another folder with --results",
-    errno.EDQUOT: "the disk quota is used up: free some space or give another folder with --results",
-    errno.EROFS: "the file system is read-only: give another folder with --results",
-    errno.EACCES: "this user may not write there: change the permissions or give another folder with --results",
-    errno.EPERM: "this user may not write there: change the permissions or give another folder with --results",
-    errno.EEXIST: "a part of the path is a file, not a folder: move it away or give another folder with --results",
-    errno.ENOTDIR: "a part of the path is a file, not a folder: move it away or give another folder with --results",
-    errno.EISDIR: "a folder has the name of this file: move it away or give another folder with --results",
-    errno.ENAMETOOLONG: "the path is too long for this file system: use shorter labels or another --results",
+    errno.ENOSPC: "the disk is full: free some space or give another folder with {where}",
+    errno.EDQUOT: "the disk quota is used up: free some space or give another folder with {where}",
+    errno.EROFS: "the file system is read-only: give another folder with {where}",
+    errno.EACCES: "this user may not write there: change the permissions or give another folder with {where}",
+    errno.EPERM: "this user may not write there: change the permissions or give another folder with {where}",
+    errno.EEXIST: "a part of the path is a file, not a folder: move it away or give another folder with {where}",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: move it away or give another folder with {where}",
+    errno.EISDIR: "a folder has the name of this file: move it away or give another folder with {where}",
+    errno.ENAMETOOLONG: "the path is too long for this file system: use shorter names or another folder with {where}",
 }
 
 
 class StoreError(HarnessError):
-    """The run folder cannot be written. No further unit can succeed, so the run stops here."""
+    """The run folder (or that of the weights) cannot be written. Nothing further can succeed, so work stops here."""
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a failure to write `path` into a StoreError that says what to do."""
+def writing(path: Path, where: str = "--results") -> Iterator[None]:
+    """Turns a failure to write `path` into a StoreError that says what to do; `where` chooses another folder."""
     try:
         yield
     except OSError as error:
-        reason = REASONS.get(error.errno or 0, f"{error.strerror or error}; check the disk")
+        known = REASONS.get(error.errno or 0)
+        reason = known.format(where=where) if known else f"{error.strerror or error}; check the disk"
         raise StoreError(
             f"cannot write {path}: {reason}. What is finished is kept; the same command resumes"
         ) from error
@@ -54,16 +55,16 @@ def write_atomic(path: Path, data: bytes | pa.Buffer) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
+            rename(temporary, path)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()  # gone already when all went well
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself survive a power cut, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def rename(temporary: Path, path: Path) -> None:
+    """Gives a finished file its name, so that the name itself survives a power cut where the file system can."""
+    os.replace(temporary, path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
             os.fsync(descriptor)

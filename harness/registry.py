@@ -4,10 +4,13 @@ A name is one of ours, one registered by decorator, one that an installed packag
 the group `harness.<kind>`, or `package.module:Class`. Nothing is imported before its name is asked for.
 """
 
+import ast
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -107,6 +110,29 @@ def nearest(name: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
+def place(kind: str, name: str) -> str | None:
+    """The `package.module:Class` that a name stands for, not imported; None where it is not known by one."""
+    if name in BUILTIN[kind]:
+        return BUILTIN[kind][name]
+    points = {point.name: point.value for point in entry_points(group=f"harness.{kind}")}
+    return points.get(name) or (name if ":" in name else None)
+
+
+def about(kind: str, name: str) -> str:
+    """The first line of a plug-in's docstring, read from its source: a list need not wait for what it would import."""
+    module, _, attribute = (place(kind, name) or ":").partition(":")
+    spec, document = None, None
+    if module and name not in _registered[kind]:
+        with contextlib.suppress(ImportError):  # said by `load`
+            spec = importlib.util.find_spec(module)
+    if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute]
+        document = ast.get_docstring(found[0]) if found else None
+    document = document or load(kind, name).__doc__ or ""
+    return next(iter(document.strip().splitlines()), "")
+
+
 def load(kind: str, name: str) -> type:
     """The class behind a name.
 
@@ -115,10 +141,7 @@ def load(kind: str, name: str) -> type:
     """
     if name in _registered[kind]:
         return _registered[kind][name]
-    target = BUILTIN[kind].get(name)
-    if target is None:
-        points = {point.name: point.value for point in entry_points(group=f"harness.{kind}")}
-        target = points.get(name) or (name if ":" in name else None)
+    target = place(kind, name)
     if target is None:
         raise HarnessError(
             f"unknown {kind} {name!r}: {nearest(name, names(kind))} "

@@ -1,4 +1,4 @@
-"""Finds weights, and says exactly which ones they are.
+"""Finds the weights of models, and says exactly which ones they are.
 
 A name is `builtin:NAME` (shipped with this package), a local folder, or a Hub id. Nothing is ever unpickled
 here: models are opened from safetensors.
@@ -7,8 +7,11 @@ here: models are opened from safetensors.
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterable
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -16,7 +19,25 @@ from harness.errors import HarnessError
 from harness.identity import digest
 from harness.registry import nearest
 
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
+SUFFIXES = (".json", ".txt", ".model", ".safetensors")
+NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no model here opens
+UNFINISHED = ".fetching"  # lies in a model's folder until all its files do
+SUMS = "SHA256SUMS"  # beside fetched files: what was verified, as `sha256sum --check` reads it
 _HASHED: dict[tuple[str, int, int], str] = {}  # (path, bytes, mtime in ns) -> SHA-256
+
+
+def home() -> Path:
+    """Where fetched weights lie, a folder each: `HARNESS_WEIGHTS`, else the user's cache."""
+    named = os.environ.get("HARNESS_WEIGHTS")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "diffusion-noise-harness" / "weights"
+
+
+def must_be_inside(path: str) -> None:
+    """Raises ValueError for a path that does not lie below the folder it is meant for."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts:
+        raise ValueError(f"{path!r}: expected a path below the folder of the weights")
 
 
 def builtin_folder() -> Path:
@@ -27,7 +48,8 @@ def builtin_folder() -> Path:
 def resolve(weights: str, revision: str | None = None) -> Path:
     """The local folder that holds `weights`, fetched from the Hub where it is not here yet.
 
-    `HARNESS_WEIGHTS` names a folder that is searched for `<organisation>/<name>` or `<name>` before the Hub.
+    Looked for in `home()`, as `<organisation>/<name>` (with `@<revision>` after it) or `<name>`, then in the Hub's own
+    cache, before it is fetched into `home()`.
 
     Raises:
         HarnessError: no such folder or built-in name, or the Hub cannot be reached.
@@ -42,36 +64,105 @@ def resolve(weights: str, revision: str | None = None) -> Path:
     local = Path(weights).expanduser()
     if local.is_dir():
         return local.resolve()
-    if weights.startswith(("/", ".", "~")) or weights.count("/") != 1:
+    if not re.fullmatch(HUB_ID, weights):
         raise HarnessError(
             f"weights {weights!r}: no such folder; expected a folder in the diffusers layout, "
             f"a Hub id like 'organisation/name', or 'builtin:NAME'"
         )
-    for name in (weights, weights.split("/")[1]):
-        placed = Path(os.environ.get("HARNESS_WEIGHTS", "")) / name
-        if os.environ.get("HARNESS_WEIGHTS") and placed.is_dir():
-            return placed.resolve()
-    return _from_hub(weights, revision)
+    found = hub_model(weights, revision)
+    if found is not None:
+        return found
+    from harness import download, fetch  # only where something must be fetched
+
+    return fetch.model(weights, revision, download.Downloader())
 
 
-def _from_hub(weights: str, revision: str | None) -> Path:
+def hub_model(weights: str, revision: str | None) -> Path | None:
+    """The folder on this machine that holds the model of a Hub id; None where it is not here, or not wholly."""
+    own = model_folder(weights, revision)
+    for name in (own, weights, weights.split("/")[1]):
+        folder = home() / name
+        other = name != own and (folder / SUMS).exists()  # fetched as another revision
+        if folder.is_dir() and not other and not (folder / UNFINISHED).exists():
+            return folder.resolve()
+    return _in_hub_cache(weights, revision)
+
+
+def model_folder(weights: str, revision: str | None) -> str:
+    """The folder below `home()` that the model of a Hub id is fetched into."""
+    folder = f"{weights}@{revision}" if revision else weights
+    try:
+        must_be_inside(folder)
+    except ValueError as error:
+        raise HarnessError(f"weights {weights!r}, revision {revision!r}: {error}") from error
+    return folder
+
+
+def _in_hub_cache(weights: str, revision: str | None) -> Path | None:
+    """The snapshot of the Hub's own cache, where it has every part that the model's index names."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
-        return Path(snapshot_download(weights, revision=revision, allow_patterns=wanted, local_files_only=True))
+        folder = Path(snapshot_download(weights, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
-        pass
+        return None
+    except HFValidationError as error:
+        raise HarnessError(f"weights {weights!r} are no folder here and no Hub id: {error}") from error
+    return folder if all((folder / part).is_dir() for part in parts(model_index(folder) or {})) else None
+
+
+def model_index(folder: Path) -> dict[str, Any] | None:
+    """The content of a folder's model_index.json; None where it has none."""
+    file = folder / "model_index.json"
+    if not file.is_file():
+        return None
     try:
-        return Path(snapshot_download(weights, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # the Hub's client raises many kinds; each means the same to the user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise HarnessError(
-            f"weights {weights!r} are neither in the Hugging Face cache nor under HARNESS_WEIGHTS, and fetching "
-            f"them failed: {reason}\nOn a machine with network: `hf download {weights}`, "
-            f"then copy the folder here and name it in the benchmark"
-        ) from error
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise HarnessError(f"{file} is damaged ({error}); put a good copy in its place") from error
+    return found if isinstance(found, dict) else {}
+
+
+def parts(index: dict[str, Any]) -> list[str]:
+    """The sub-folders of a model that are opened, by its model_index.json."""
+    named = (key for key, value in index.items() if isinstance(value, list) and isinstance(value[-1], str))
+    return [key for key in named if key not in NOT_LOADED]
+
+
+def needed(names: Iterable[str], index: dict[str, Any] | None) -> list[str]:
+    """Those of a model's files (relative paths) that are opened, sorted.
+
+    With a model_index.json these are that file and the configurations and safetensors of the parts that it names;
+    without one (a LoRA, a single network) all there are. Of weights in several variants the plain one is opened,
+    else the fp16 one: `open_network` in `harness.diffusion.folders` does the same.
+    """
+    known = sorted(name for name in names if PurePosixPath(name).suffix in SUFFIXES)
+    if index is not None:
+        folders = parts(index)
+        known = [name for name in known if name == "model_index.json" or PurePosixPath(name).parts[0] in folders]
+    variants = [(*_variant(name), name) for name in known]
+    kinds: dict[str, set[str]] = {}
+    for network, variant, _ in variants:
+        kinds.setdefault(network, set()).add(variant)
+    return [
+        name for network, variant, name in variants
+        if variant == "" or ("" not in kinds[network] and (variant == "fp16" or "fp16" not in kinds[network]))
+    ]
+
+
+def _variant(name: str) -> tuple[str, str]:
+    """A file's network and the variant of it: `unet/diffusion_pytorch_model.fp16.safetensors`, its shards and their
+    index are of (unet/diffusion_pytorch_model, fp16); a file that is no weights is a network of its own."""
+    path = PurePosixPath(name)
+    network, index, variant = path.name.partition(".safetensors.index.")
+    if index:
+        variant = variant.removesuffix("json").removesuffix(".")
+    elif path.suffix == ".safetensors":
+        network, _, variant = re.sub(r"-\d+-of-\d+$", "", path.stem).partition(".")
+    else:
+        return name, ""
+    return str(path.parent / network), variant
 
 
 def sha256_of(path: Path) -> str:
@@ -85,11 +176,10 @@ def sha256_of(path: Path) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """The digest of a file, or of all weights and configuration files below a folder, wherever it lies."""
+    """The digest of a file, or of a folder's weights and configuration files that are opened, wherever it lies."""
     if path.is_file():
         return sha256_of(path)
-    wanted = (".json", ".txt", ".model", ".safetensors")
-    found = sorted(p for p in path.rglob("*") if p.suffix in wanted and p.is_file())
+    found = files_of(path)
     if not any(p.suffix == ".safetensors" for p in found):
         raise HarnessError(
             f"weights folder {path} holds no .safetensors file (pickled weights are not opened); "
@@ -99,6 +189,12 @@ def content_digest(path: Path) -> str:
         if p.suffix == ".safetensors":
             _must_be_whole(p)
     return digest({p.relative_to(path).as_posix(): sha256_of(p) for p in found})
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a model's folder that are opened: `needed`."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return [folder / name for name in needed(names, model_index(folder))]
 
 
 def _must_be_whole(path: Path) -> None:

@@ -95,3 +95,11 @@ def test_identity_has_every_parameter_and_for_foreign_classes_the_source() -> No
     ours = registry.identity_of("guidance", "cfg", registry.build("guidance", "cfg", {"scale": 2}))
     assert ours["version"] == 1
     assert registry.digest_of("noise", HERE, Plug(1.0)) != registry.digest_of("noise", HERE, Plug(2.0))
+
+
+def test_what_a_plug_in_is_about_is_read_without_importing_it() -> None:
+    for kind in registry.KINDS:
+        for name in registry.names(kind):
+            assert registry.about(kind, name) == (registry.load(kind, name).__doc__ or "").strip().splitlines()[0]
+    with pytest.raises(HarnessError, match="cannot be loaded"):
+        registry.about("metric", "no_such_package.at_all:Metric")

@@ -142,7 +142,7 @@ def lora_problems(folder: Path) -> list[str]:
 
 def open_network(cls: Any, folder: Path, **dtype: torch.dtype) -> Any:
     """A network with all its weights from safetensors, never partly random."""
-    plain = [path for path in folder.glob("*.safetensors") if ".fp16." not in path.name]
+    plain = [path for path in folder.glob("*.safetensors") if ".fp16" not in path.name]
     try:
         network, report = cls.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True,

@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from harness import artifacts
-from harness.errors import HarnessError
 from harness.frechet import jackknife_difference, jackknife_interval, prompt_groups
 from harness.identity import digest
 from harness.prompts import Prompt
@@ -50,13 +49,7 @@ class Metric(ABC):
 
     def missing(self) -> str | None:
         """None when `open` can succeed here; otherwise what is missing and the command that gets it."""
-        lacking = []
-        for name in self.artifacts().values():
-            try:
-                artifacts.find(name)
-            except HarnessError as error:
-                lacking.append(str(error))
-        return "; ".join(lacking) or None
+        return artifacts.missing(self.artifacts().values())
 
     def content(self) -> dict[str, Any]:
         """What beside name, version and parameters decides the value: hashes of weights, preprocessing.
