@@ -55,6 +55,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "clipscore-b16-lowest": "harness.metrics.clipscore:CLIPScoreB16Lowest",
         "clipscore-l14": "harness.metrics.clipscore:CLIPScoreL14",
         "aesthetic": "harness.metrics.aesthetic:Aesthetic",
+        "imagereward": "harness.metrics.imagereward:ImageReward",
         "geneval-shapes": "harness.metrics.geneval_shapes:GenEvalShapes",
         "clipscore-shapes": "harness.metrics.clipscore_shapes:CLIPScoreShapes",
         "fd-shapes-clip": "harness.metrics.distribution_shapes:FrechetShapesCLIP",
