@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,7 +81,7 @@ class Network(nn.Module):
         config = BlipTextConfig(**text, is_decoder=True, attn_implementation="eager")
         self.text = BlipTextModel(config, add_pooling_layer=False)
         # No activations: the head is affine. The official names count its dropouts.
-        layers = [nn.Linear(a, b) for a, b in zip(head, head[1:], strict=False)]
+        layers = [nn.Linear(a, b) for a, b in pairwise(head)]
         self.head = nn.ModuleDict({str(place): layer for place, layer in zip((0, 2, 4, 6, 7), layers, strict=True)})
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class Network(nn.Module):
             input_ids=ids, attention_mask=mask, encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device), is_decoder=False,
         )
-        x = read.last_hidden_state[:, 0]
+        x: Tensor = read.last_hidden_state[:, 0]
         for layer in self.head.values():
             x = layer(x)
         return x[:, 0]

@@ -15,8 +15,8 @@ MED = {
     "add_cross_attention": True,
 }
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789&;,.<>\"'“”’—🦊"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "red", "fox", "two", "##s", "vase", "blue",
-         "word", "and", "quot", "##es", *LETTERS[1:], *(f"##{letter}" for letter in LETTERS)]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "red", "fox", "two", "##es", "vase", "blue",
+         "word", "and", "quot", *LETTERS[1:], *(f"##{letter}" for letter in LETTERS)]
 
 
 def shapes(
