@@ -56,6 +56,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "clipscore-l14": "harness.metrics.clipscore:CLIPScoreL14",
         "aesthetic": "harness.metrics.aesthetic:Aesthetic",
         "imagereward": "harness.metrics.imagereward:ImageReward",
+        "vqascore-clip-flant5-xl": "harness.metrics.vqascore:VQAScoreXL",
+        "vqascore-clip-flant5-xxl": "harness.metrics.vqascore:VQAScore",
         "geneval-shapes": "harness.metrics.geneval_shapes:GenEvalShapes",
         "clipscore-shapes": "harness.metrics.clipscore_shapes:CLIPScoreShapes",
         "fd-shapes-clip": "harness.metrics.distribution_shapes:FrechetShapesCLIP",

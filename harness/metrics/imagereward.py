@@ -45,7 +45,7 @@ RENAMED = {
 
 
 @dataclass(frozen=True)
-class ImageReward(JointScorer):
+class ImageReward(JointScorer["Reward"]):
     """The reward less its mean over its standard deviation, higher is better; about -2 to 2 for the trained weights.
 
     As `ImageReward.score` of github.com/THUDM/ImageReward (commit c1392c6) for a single image. Some papers print it
@@ -69,6 +69,10 @@ class ImageReward(JointScorer):
         return _opened(
             artifacts.find(self.weights), artifacts.find(self.tokenizer), device, artifacts.content(self.weights)
         )
+
+    def rate(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
+        """The rewards."""
+        return self.model.rewards(pixels, texts)
 
 
 class Network(nn.Module):
@@ -125,7 +129,7 @@ class Reward:
         images = images.to(self.device, torch.float32)
         return clip_pixels.normalised(clip_pixels.fitted_tensor(images, self.size, "even"))
 
-    def values(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
+    def rewards(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
         """The rewards, float32 `[N]`."""
         tokens = self.tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"

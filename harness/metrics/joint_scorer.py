@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,12 +30,12 @@ class JointModel(Protocol):
         The steps of `pixels` without its rounding to 8 bits after the resize; equal to it where no resize is needed.
         """
 
-    def values(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
-        """A value a row, float32 `[N]`; gradients flow where the pixels ask for them."""
+
+M = TypeVar("M", bound=JointModel)
 
 
-class JointScorer(SampleMetric):
-    """A value for each still and its prompt. A scorer says which network it takes.
+class JointScorer(SampleMetric, Generic[M]):
+    """A value for each still and its prompt. A scorer says which network it takes and how that rates.
 
     `chunk` images are shown at once: a row's value depends on the rows beside it by float32's last digits alone.
     """
@@ -43,15 +43,19 @@ class JointScorer(SampleMetric):
     chunk: ClassVar[int] = 32
 
     @abstractmethod
-    def load(self, device: str) -> JointModel:
+    def load(self, device: str) -> M:
         """The network, or the same one that another metric of this process has loaded."""
+
+    @abstractmethod
+    def rate(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
+        """Network input and prompts to values, float32 `[N]`; gradients flow where the pixels ask for them."""
 
     def open(self, device: str = "cpu") -> None:
         """Loads the network, or finds it loaded by another metric."""
         object.__setattr__(self, "_loaded", self.load(device))
 
     @property
-    def model(self) -> JointModel:
+    def model(self) -> M:
         """The network. Raises HarnessError before `open`."""
         if not hasattr(self, "_loaded"):
             raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
@@ -65,14 +69,14 @@ class JointScorer(SampleMetric):
         parts = [np.zeros(0)]
         for i in range(0, len(texts), self.chunk):
             pixels = self.model.pixels(shown[i : i + self.chunk]).to(self.model.device)
-            parts.append(self.model.values(pixels, texts[i : i + self.chunk]).double().cpu().numpy())
+            parts.append(self.rate(pixels, texts[i : i + self.chunk]).double().cpu().numpy())
         return Scores(np.concatenate(parts), [{} for _ in texts])
 
     def differentiable(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The same values, `[B]`, with gradients for the images."""
         _must_pair(images, prompts)
         pixels = self.model.differentiable_pixels(stills(images, self.name))
-        return self.model.values(pixels, [prompt.text for prompt in prompts]).to(images.dtype)
+        return self.rate(pixels, [prompt.text for prompt in prompts]).to(images.dtype)
 
 
 def _must_pair(images: np.ndarray | Tensor, prompts: Sequence[Prompt | str]) -> None:
