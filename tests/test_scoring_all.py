@@ -2,54 +2,82 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
-from harness import registry
+from harness import artifacts, registry
+from harness.metrics.base import DistributionMetric
 from tests.command import harness
-from tests.metrics import tiny_alexnet, tiny_clip
+from tests.metrics import tiny_clip, tiny_home
 from tests.tiny import tiny_stable_diffusion
 
+STATISTICS = {"statistics": "squares"}
 BASELINE = {"against": "no-guidance"}
+METRICS: dict[str, dict[str, Any]] = {  # a metric a line; those that are not here take no parameters
+    "fid": STATISTICS,
+    "fid-torchmetrics": STATISTICS,
+    "fid-clean": STATISTICS,
+    "kid": STATISTICS | {"subset_size": 8},
+    "precision": STATISTICS,
+    "recall": STATISTICS,
+    "density": STATISTICS,
+    "coverage": STATISTICS,
+    "fd-dinov2": STATISTICS,
+    "fd-dinov2-edm2": STATISTICS,
+    "cmmd": STATISTICS,
+    "ssim": BASELINE,
+    "lpips": BASELINE,
+    "clip-s": BASELINE,
+}
+EXTRACTORS = ("fid", "fid-torchmetrics", "fid-clean", "fd-dinov2", "fd-dinov2-edm2", "cmmd")  # of one metric each
 WITHOUT_WEIGHTS = {"geneval-shapes", "ssim"}  # these have nothing that could be trained
-
-
-def metrics(made: Callable[[Callable[[Path], Path]], str]) -> dict[str, dict[str, Any]]:
-    """A line a metric: its parameters. `made` gives the place of what a writer of `tests/metrics` has written."""
-    return {
-        "geneval-shapes": {},
-        "clipscore-shapes": {"weights": made(tiny_clip.tiny_clip)},
-        "fd-shapes-clip": {"weights": made(tiny_clip.tiny_clip)},
-        "cmmd-shapes-clip": {"weights": made(tiny_clip.tiny_clip)},
-        "ssim": BASELINE,
-        "lpips": {"weights": made(tiny_alexnet.write)} | BASELINE,
-        "clip-s": {"weights": made(tiny_clip.tiny_clip)} | BASELINE,
-    }
+SHAPES_CLIP = {"clipscore-shapes", "fd-shapes-clip", "cmmd-shapes-clip", "clip-s"}
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    places: dict[Callable[[Path], Path], str] = {}
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """All metrics with their parameters, and their weights where `harness fetch` puts them."""
+    folder = tmp_path_factory.mktemp("all")
+    clip = str(tiny_clip.tiny_clip(folder / "shapes-clip"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_WEIGHTS", str(tiny_home.write(folder / "weights")))
+        yield {
+            name: METRICS.get(name, {}) | ({"weights": clip} if name in SHAPES_CLIP else {})
+            for name in registry.BUILTIN["metric"]
+        }
 
-    def made(write: Callable[[Path], Path]) -> str:
-        if write not in places:
-            places[write] = str(write(tmp_path_factory.mktemp("weights")))
-        return places[write]
 
-    return metrics(made)
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """A folder of a dozen images to compare with."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "squares"
+    folder.mkdir()
+    for k in range(12):
+        blocks = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+        Image.fromarray(blocks).save(folder / f"{k:02}.png")
+    return folder
+
+
+def test_all_of_the_catalogue_is_at_hand(wanted: dict[str, dict[str, Any]]) -> None:
+    assert set(tiny_home.WRITERS) == set(artifacts.catalogue())
+    for name in artifacts.catalogue():
+        assert artifacts.find(name).is_dir()
 
 
 def test_random_checkpoints_say_so(wanted: dict[str, dict[str, Any]]) -> None:
-    trained = {name for name, parameters in wanted.items() if registry.build("metric", name, parameters).trained}
-    assert trained == WITHOUT_WEIGHTS
+    built = {name: registry.build("metric", name, given) for name, given in wanted.items()}
+    known = {name: metric for name, metric in built.items() if not isinstance(metric, DistributionMetric)}
+    assert {name for name, metric in known.items() if metric.trained} == WITHOUT_WEIGHTS
 
 
 def test_score_fills_every_metric(
-    wanted: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wanted: dict[str, dict[str, Any]], squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     benchmark = {
         "name": "all",
@@ -64,6 +92,10 @@ def test_score_fills_every_metric(
     results = ("--results", str(tmp_path / "runs"))
     code, _, errors = harness(capsys, "run", str(tmp_path / "all.yaml"), "--workers", "0", *results)
     assert code == 0, errors
+    for extractor in EXTRACTORS:
+        made = ("reference", "squares", "--images", str(squares), "--metric", extractor, "--features")
+        code, _, errors = harness(capsys, *made)
+        assert code == 0, errors
 
     entries = [part for name, given in wanted.items() for part in ("--metric", json.dumps({name: given}))]
     code, _, errors = harness(capsys, "score", "all", *entries, "--workers", "0", *results)

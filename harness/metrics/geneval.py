@@ -51,7 +51,7 @@ class GenEval(SampleMetric):
 
     def open(self, device: str = "cpu") -> None:
         """Loads detector and CLIP."""
-        from harness.metrics.geneval_clip import opened
+        from harness.metrics.openclip import opened
         from harness.metrics.geneval_colours import ColourClassifier
 
         object.__setattr__(self, "_detect", self.detector(device))

@@ -17,12 +17,11 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from harness import artifacts, safe_pickle
+from harness import safe_pickle, weights
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.frechet import Moments
 from harness.metrics.base import Reference
-from harness.weights import sha256_of
 
 # What is done to an image before the network sees it. Statistics of two of these must not be compared.
 PREPROCESSINGS = {
@@ -50,7 +49,7 @@ def reference_file(folder: Path) -> Path:
 
 def named_file(name: str, extractor: str) -> Path:
     """Where `harness reference NAME` keeps what an extractor made of its images."""
-    return artifacts.home() / "references" / name / f"{extractor}.safetensors"
+    return weights.home() / "references" / name / f"{extractor}.safetensors"
 
 
 def find_reference(name: str, extractor: str, metric: str) -> Path:
@@ -106,7 +105,7 @@ def read_reference(
     Raises:
         HarnessError: the file is none, or was made otherwise, or tells nothing of its preprocessing.
     """
-    reference, made_by = _read(path, sha256_of(path), preprocessing, stated)
+    reference, made_by = _read(path, weights.sha256_of(path), preprocessing, stated)
     if extractor is not None and made_by not in ("", extractor):
         raise HarnessError(
             f"{path} holds features of other weights ({made_by[:12]}) than those at hand ({extractor[:12]}); "
