@@ -145,7 +145,7 @@ def test_texts_are_encoded_once_and_the_oldest_forgotten(scorer, monkeypatch):
 # A smooth picture, resized without rounding to 8 bits, gives nearly the same value; on tiny random networks a grey
 # level weighs more than on trained ones. HPSv2 officially resizes floats, so there both paths are one.
 @pytest.mark.parametrize(("name", "resized"), [
-    ("hpsv2", 2e-5), ("pickscore", 5e-2), ("clipscore", 5e-3), ("clipscore-b32", 1e-1), ("aesthetic", 1e-2),
+    ("hpsv2", 2e-5), ("pickscore", 5e-2), ("clipscore", 2e-3), ("clipscore-b32", 5e-2), ("aesthetic", 5e-3),
 ])
 def test_the_differentiable_path(scorer, name, resized):
     metric = scorer(name)
