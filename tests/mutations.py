@@ -163,6 +163,29 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("stdtrit(g - 1, 0.5 + confidence / 2)", "stdtrit(g - 1, confidence)"),
         ("jackknife_interval(point1 - point2, without1 - without2,", "jackknife_interval(point1 - point2, without1,"),
     ],
+    ("metrics/reference.py", "tests/metrics/test_reference.py"): [
+        ("reference.preprocessing != preprocessing", "not reference.preprocessing"),
+        ("EDM2[name] == wanted", "EDM2[name] != wanted"),
+        ('made_by not in ("", extractor)', 'made_by == ""'),
+        ('made = "tf1-bilinear-299" if spatial else mode', "made = mode"),
+        ("if stated not in (None, made):", "if stated is None and made is None:"),
+    ],
+    ("safe_pickle.py", "tests/test_safe_pickle.py"): [
+        ('raise _Refused(f"it asks for {module}.{name}")', "return super().find_class(module, name)"),
+        ("or not CODE.fullmatch(code)", ""),
+        ('or encoding != "latin1"', ""),
+        ("or tuple(state[2:5]) != (None, None, None)", ""),
+    ],
+    ("make_reference.py", "tests/test_make_reference.py"): [
+        ("side = min(pixels.size)", "side = max(pixels.size)"),
+        ("(pixels.height - side) // 2", "0"),
+        ("np.concatenate(parts)[order]", "np.concatenate(parts)"),
+        ("if path.exists() and not replace", "if False"),
+    ],
+    ("distribution.py", "tests/test_distribution.py"): [
+        ("if sample in prompt_of", "if sample"),
+        ("side((model, b, prompts), shelf)", "mine"),
+    ],
     ("kid.py", "tests/test_kid.py"): [
         ("return np.asarray(k * k * k)", "return np.asarray(k * k)"),
         ("k /= x.shape[1]", "k /= len(x)"),
