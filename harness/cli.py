@@ -180,7 +180,7 @@ def check(
 @app.command()
 def reference(
     name: Annotated[str, typer.Argument(help="What to call it; a metric's parameter `statistics` takes this name.")],
-    images: Annotated[Path, typer.Option(help="A folder of png, jpg or webp, a Parquet file, or a run's cell.")],
+    images: Annotated[Path, typer.Option(help="A folder of png, jpg or webp, Parquet, a run's cell, or an .npz.")],
     metric: Annotated[str, typer.Option(help="The metric whose extractor sees the images.")],
     size: Annotated[int | None, typer.Option(min=1, help="Centre crop to a square, resized to this side.")] = None,
     resample: Annotated[

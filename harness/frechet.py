@@ -159,16 +159,21 @@ def frechet_distance_of(features: ArrayLike, mean: ArrayLike, covariance: ArrayL
     if len(rows) > rows.shape[1]:
         moments = Moments.of(rows)
         return frechet_distance(moments.mean, moments.covariance, mean, covariance)
+    mean2, factor2 = np.asarray(mean, np.float64), factor_of(covariance)
+    if mean2.shape != rows.shape[1:] or factor2.shape[0] != rows.shape[1]:
+        raise ValueError(f"features have {rows.shape[1]} dimensions, the reference {mean2.size}")
     x = rows.astype(np.float64)
+    return _of_few(x, x @ factor2, mean2, float((factor2**2).sum()))
+
+
+def _of_few(x: Array, projected: Array, mean2: Array, trace2: float) -> float:
+    """The Fréchet distance of fewer rows than dimensions; `projected` are the rows times the reference's factor."""
     if len(x) < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 feature rows, got {len(x)}")
-    mean2, factor2 = np.asarray(mean, np.float64), factor_of(covariance)
-    if mean2.shape != x.shape[1:] or factor2.shape[0] != x.shape[1]:
-        raise ValueError(f"features have {x.shape[1]} dimensions, the reference {mean2.size}")
-    factor = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)  # transposed
-    trace = np.linalg.svd(factor @ factor2, compute_uv=False).sum()
+    spread = ((x - x.mean(axis=0)) ** 2).sum() / (len(x) - 1)
+    trace = np.linalg.svd((projected - projected.mean(axis=0)) / np.sqrt(len(x) - 1), compute_uv=False).sum()
     shift = ((x.mean(axis=0) - mean2) ** 2).sum()
-    return float(shift + (factor**2).sum() + (factor2**2).sum() - 2.0 * trace)
+    return float(shift + spread + trace2 - 2.0 * trace)
 
 
 def gaussian_mmd(
@@ -253,10 +258,14 @@ def jackknife_interval(
 
 def frechet_without(features: ArrayLike, group: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> Array:
     """The Fréchet distances with each group of rows left out, `[g]`."""
-    x, labels = feature_rows(features), np.asarray(group)
-    whole, mean2, factor2 = Moments.of(x), np.asarray(mean, np.float64), factor_of(covariance)
-    distances = []
-    for k in range(int(labels.max()) + 1):  # one group's moments at a time: at D = 2048 each takes 32 MB
+    x, labels, mean2 = feature_rows(features), np.asarray(group), np.asarray(mean, np.float64)
+    factor2, groups = factor_of(covariance), range(int(labels.max()) + 1)
+    if len(x) <= x.shape[1]:
+        x = x.astype(np.float64)
+        y, trace2 = x @ factor2, float((factor2**2).sum())
+        return np.array([_of_few(x[labels != k], y[labels != k], mean2, trace2) for k in groups])
+    whole, distances = Moments.of(x), []
+    for k in groups:  # one group's moments at a time: at D = 2048 each takes 32 MB
         rest = whole - Moments.of(x[labels == k])
         distances.append(_to_reference(rest.mean, rest.covariance, mean2, factor2))
     return np.array(distances)

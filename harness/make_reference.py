@@ -1,4 +1,4 @@
-"""Reference statistics from images: a folder of files, a Parquet file, or the images of a run's cell.
+"""Reference statistics from images: a folder of files, Parquet, the images of a run's cell, or guided-diffusion's npz.
 
 The images go through a metric's own extractor; moments are summed as they come, so that memory does not grow with
 their number, and the features are kept where they are wanted (KID, precision and recall, CMMD need them).
@@ -39,7 +39,7 @@ def make_reference(
 
     Args:
         images: a folder of png, jpg or webp files (searched below, in the order of their names), a Parquet file with
-            a column `image` of struct<bytes, path>, or a folder of such files.
+            a column `image` of struct<bytes, path>, a folder of such files, or an .npz whose `arr_0` holds pixels.
         size: the side to which each image is brought: the largest square in its middle, resized by Pillow. None
             leaves images as they are; the extractor resizes them in its own way.
         keep_features: keeps the features, float32, beside their moments.
@@ -57,12 +57,12 @@ def make_reference(
     if resample not in RESAMPLING:
         raise HarnessError(f"--resample {resample}: expected one of {', '.join(RESAMPLING)}")
     metric.open(device)
-    count, encoded = _source(images)
+    count, held = _source(images)
     hashed, kept = hashlib.sha256(), []
     display = display or Display(quiet=True)
 
     def features() -> Iterator[np.ndarray]:
-        while batch := list(itertools.islice(encoded, BATCH)):
+        while batch := list(itertools.islice(held, BATCH)):
             for _, data in batch:
                 hashed.update(hashlib.sha256(data).digest())
             found = _features(metric, [_opened(place, data, size, resample) for place, data in batch])
@@ -97,10 +97,10 @@ def _features(metric: DistributionMetric, images: list[np.ndarray]) -> np.ndarra
     return np.asarray(np.concatenate(parts)[order], np.float32)
 
 
-def _opened(place: str, data: bytes, size: int | None, resample: str) -> np.ndarray:
-    """The pixels, uint8 `[H, W, 3]`, of one encoded image."""
+def _opened(place: str, data: bytes | np.ndarray, size: int | None, resample: str) -> np.ndarray:
+    """The pixels, uint8 `[H, W, 3]`, of one image."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) if isinstance(data, bytes) else Image.fromarray(data) as image:
             pixels = image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds for a damaged file
         raise HarnessError(f"{place} cannot be read as an image ({error}): mend it or take it away") from error
@@ -111,13 +111,13 @@ def _opened(place: str, data: bytes, size: int | None, resample: str) -> np.ndar
     return np.asarray(pixels)
 
 
-Encoded = tuple[str, bytes]  # where an image lies, for messages, and its bytes
+Held = tuple[str, bytes | np.ndarray]  # where an image lies, for messages, and its file's bytes or its pixels
 
 
-def _source(images: Path) -> tuple[int, Iterator[Encoded]]:
+def _source(images: Path) -> tuple[int, Iterator[Held]]:
     """How many images there are, and each of them, in a fixed order."""
     if images.is_file():
-        return _in_parquet([images])
+        return _in_npz(images) if images.suffix == ".npz" else _in_parquet([images])
     if not images.is_dir():
         raise HarnessError(f"--images {images}: no such file or folder")
     found = sorted(p for p in images.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -136,7 +136,19 @@ def _bytes(path: Path) -> bytes:
         raise HarnessError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _in_parquet(paths: list[Path]) -> tuple[int, Iterator[Encoded]]:
+def _in_npz(path: Path) -> tuple[int, Iterator[Held]]:
+    """guided-diffusion's reference and sample batches: `arr_0`, uint8 `[N, H, W, 3]`, read whole."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            pixels = file["arr_0"]
+    except Exception as error:  # a damaged file can raise anything
+        raise HarnessError(f"{path} has no images `arr_0` that can be read: {error}") from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+        raise HarnessError(f"{path}: images are uint8 [N, H, W, 3], `arr_0` is {pixels.dtype} {list(pixels.shape)}")
+    return len(pixels), ((f"{path}, image {i}", image) for i, image in enumerate(pixels))
+
+
+def _in_parquet(paths: list[Path]) -> tuple[int, Iterator[Held]]:
     """The images of a column `image`; rows without one (a sample that could not be made) are passed over."""
 
     def opened(path: Path) -> pq.ParquetFile:
@@ -149,7 +161,7 @@ def _in_parquet(paths: list[Path]) -> tuple[int, Iterator[Encoded]]:
             raise HarnessError(f"{path} has no column `image` of struct<bytes, path>; found {file.schema_arrow.names}")
         return file
 
-    def rows() -> Iterator[Encoded]:
+    def rows() -> Iterator[Held]:
         for path in paths:
             place = 0
             try:

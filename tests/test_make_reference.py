@@ -108,6 +108,18 @@ def test_parquet_holds_the_same_images(tmp_path: Path) -> None:
     assert _told(one)["source_sha256"] != _told(first)["source_sha256"]  # other files: webp among them
 
 
+def test_guided_diffusions_batch_of_images(tmp_path: Path) -> None:
+    images = np.stack(_images()[::2])
+    np.savez(tmp_path / "batch.npz", arr_0=images, mu=np.zeros(3))
+    found = read_reference(make_reference("batch", tmp_path / "batch.npz", FD, keep_features=True))
+    assert found.features == pytest.approx(_by_hand(list(images)), abs=1e-5)
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(3))
+    np.savez(tmp_path / "float.npz", arr_0=images / 255)
+    for name, reason in (("statistics", r"no images `arr_0`"), ("float", r"uint8.*float64")):
+        with pytest.raises(HarnessError, match=reason):
+            make_reference("other", tmp_path / f"{name}.npz", FD)
+
+
 @pytest.mark.parametrize("shape", [(50, 90), (90, 50), (64, 64), (31, 32)])
 def test_size_is_the_middle_square_resized_by_pillow(tmp_path: Path, shape: tuple[int, int]) -> None:
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
