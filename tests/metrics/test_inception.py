@@ -162,12 +162,11 @@ def test_the_whole_path_equals_torch_fidelity_on_more_images(score, weights, tmp
 def test_fid_torchmetrics_equals_torchmetrics(weights, name, tmp_path):
     metric = registry.build("metric", "fid-torchmetrics", {"weights": str(weights)})
     metric.open()
-    x, y = (Moments.of(metric.features(tiny_inception.pictures(SETS[name][0], seed))) for seed in (0, 1))
-    known = Reference(y.mean, y.covariance, y.count, None, metric.preprocessing, "")
-    features = metric.features(tiny_inception.pictures(SETS[name][0], 0))
-    theirs = VECTORS["inception"][name]["torchmetrics"]
-    assert metric.distance(features, known) == pytest.approx(theirs, rel=1e-4)
-    assert x.count == SETS[name][0]
+    x, y = (metric.features(tiny_inception.pictures(SETS[name][0], seed)) for seed in (0, 1))
+    moments = Moments.of(y)
+    known = Reference(moments.mean, moments.covariance, moments.count, None, metric.preprocessing, "")
+    theirs = VECTORS["inception"][name]["torchmetrics"]  # a float32
+    assert metric.distance(x, known) == pytest.approx(theirs, rel=1e-4)
 
 
 def test_intervals_and_directions(features, weights, reference):
@@ -210,11 +209,14 @@ def test_metrics_on_the_same_features_share_a_shelf(weights, reference, tmp_path
 
 
 def test_the_digest_follows_the_content(features, score, weights, reference, tmp_path):
-    same = tmp_path / "elsewhere.safetensors"
-    same.write_bytes(reference.read_bytes())
-    assert metric_digest("fid", _metric("fid", weights, same)) == metric_digest("fid", _metric("fid", weights, reference))
-    write_reference(same, features[0], score.preprocessing, score.extractor_digest)
-    assert metric_digest("fid", _metric("fid", weights, same)) != metric_digest("fid", _metric("fid", weights, reference))
+    def digest(path: Path) -> str:
+        return metric_digest("fid", _metric("fid", weights, path))
+
+    other = tmp_path / "elsewhere.safetensors"
+    other.write_bytes(reference.read_bytes())
+    assert digest(other) == digest(reference)
+    write_reference(other, features[0], score.preprocessing, score.extractor_digest)
+    assert digest(other) != digest(reference)
     assert not _metric("fid", weights, reference).trained
 
 
@@ -223,6 +225,10 @@ def test_what_is_missing_is_said(weights, reference, monkeypatch, tmp_path):
     nothing = registry.build("metric", "fid", {"weights": str(weights)}).missing()
     assert "harness reference NAME --images FOLDER --metric fid" in nothing
     assert "fid: {statistics: NAME}" in nothing
+    assert "--features" not in nothing
+    both = registry.build("metric", "kid", {}).missing()
+    assert "inception-2015-12-05" in both
+    assert "--metric kid --features" in both
     assert registry.build("metric", "inception-score", {"weights": str(weights)}).missing() is None
     assert "nowhere" in registry.build("metric", "fid", {"weights": "nowhere", "statistics": str(reference)}).missing()
     assert "harness reference coco" in registry.build(
