@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from harness import registry
+from harness.distribution import _difference, _Side, _value
 from harness.errors import HarnessError
 from harness.frechet import Moments
 from harness.metrics import inception
@@ -171,18 +172,31 @@ def test_fid_torchmetrics_equals_torchmetrics(weights, name, tmp_path):
 
 def test_intervals_and_directions(features, weights, reference):
     x = np.random.default_rng(0).normal(size=(40, 2048)).astype(np.float32) * 0.1 + features[0].mean(axis=0)
-    clusters = [f"p{i // 2}" for i in range(40)]
-    group = np.arange(40) // 2 % 5
+    clusters = [f"p{i // 8}" for i in range(40)]
+    group = np.arange(40) // 8
     for name in [*NAMES, "inception-score"]:
         metric = _metric(name, weights, reference)
         assert metric.higher_is_better == (name not in ("fid", "kid"))
         known = metric.reference()
+        if name == "fid":  # a covariance of full rank, as those of many images: its root is quickly found
+            known = Reference(known.mean, np.eye(2048) / 100, 9999, None, metric.preprocessing, "full rank")
         value = metric.distance(x, known)
         assert isinstance(value, float)
-        assert len(metric.without(x, group, known)) == 5
+        without = metric.without(x, group, known)
+        assert without[2] == pytest.approx(metric.distance(x[group != 2], known), rel=0.5)
         low, high = metric.interval(x, clusters, known)
         assert metric.lowest <= low <= value <= high <= metric.highest
-        assert metric.difference((x, clusters), (x, clusters), known) == (0, 0, 0)
+
+
+def test_a_metric_without_a_reference_is_tabulated(score, features):
+    assert score.reference() is None
+    assert "reference" not in score.content()
+    both, clusters = np.concatenate(features), [f"p{i % 8}" for i in range(16)]
+    side = _Side(both, clusters)
+    record = _value(score, side, None)
+    assert record["error"] is None
+    assert 1 <= record["low"] <= record["value"] <= record["high"]
+    assert _difference(score, side, side, None) == {"value": 0, "low": 0, "high": 0}
 
 
 def test_the_four_come_from_one_pass(features, weights, reference, monkeypatch):
