@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from harness.metrics.base import DistributionMetric, Reference
 from harness.plan import Cell
 from harness.store import Store
+
+_Place = tuple[str, str, str]  # model, method, prompt set
 
 
 @dataclass(frozen=True)
@@ -26,28 +29,37 @@ def distribution_values(
     """A record for every cell and metric (`label -> (metric, digest)`): value, low, high, n, or the reason of none.
 
     Only samples of the plan count, whatever else the folder holds. `against` holds the paired difference to each
-    of the `baselines` (methods) on the same model and prompts.
+    of the `baselines` (methods) on the same model and prompts. The features of one cell, and of the baselines that
+    it is compared with, are in memory at a time.
     """
-    found = []
-    shelves = {
-        shelf: {(cell.model, cell.method, cell.prompts): _side(store, cell, shelf) for cell in cells}
-        for shelf in {metric.shelf for metric, _ in metrics.values()}
-    }
-    for label, (metric, digest) in metrics.items():
-        sides = shelves[metric.shelf]
-        reference = metric.reference()
-        for (model, method, prompts), side in sides.items():
-            record = {
-                "model": model, "method": method, "prompts": prompts,
-                "metric": label, "metric_digest": digest, "n": len(side.features),
-            }
-            against = {
-                baseline: _difference(metric, side, sides[model, baseline, prompts], reference)
-                for baseline in baselines if baseline != method and (model, baseline, prompts) in sides
-            }
-            known = {baseline: value for baseline, value in against.items() if value is not None}
-            found.append(record | _value(metric, side, reference) | {"against": known})
-    return found
+    places = {(cell.model, cell.method, cell.prompts): cell for cell in cells}
+    found: dict[tuple[str, _Place], dict[str, Any]] = {}
+
+    @lru_cache(maxsize=len(baselines) + 1)
+    def side(place: _Place, shelf: str) -> _Side:
+        return _side(store, places[place], shelf)
+
+    shelves: dict[str, list[str]] = {}
+    for label, (metric, _) in metrics.items():
+        shelves.setdefault(metric.shelf, []).append(label)
+    for shelf, labels in shelves.items():
+        references = {label: metrics[label][0].reference() for label in labels}
+        for place in sorted(places, key=lambda place: (place[0], place[2])):  # those of one baseline in a row
+            model, method, prompts = place
+            mine = side(place, shelf)
+            rivals = [b for b in baselines if b != method and (model, b, prompts) in places]
+            for label in labels:
+                metric, digest = metrics[label]
+                differences = {
+                    b: _difference(metric, mine, side((model, b, prompts), shelf), references[label]) for b in rivals
+                }
+                found[label, place] = {
+                    "model": model, "method": method, "prompts": prompts,
+                    "metric": label, "metric_digest": digest, "n": len(mine.features),
+                    **_value(metric, mine, references[label]),
+                    "against": {b: value for b, value in differences.items() if value is not None},
+                }
+    return [found[label, place] for label in metrics for place in places]
 
 
 def _side(store: Store, cell: Cell, shelf: str) -> _Side:

@@ -108,34 +108,42 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
     Raises:
         ValueError: shapes that do not fit, or a value that is not finite.
     """
-    return _to_reference(mean1, cov1, np.asarray(mean2, np.float64), square_root(cov2))
+    return _to_reference(mean1, cov1, np.asarray(mean2, np.float64), factor_of(cov2))
 
 
-def square_root(covariance: ArrayLike) -> Array:
-    """The symmetric root of a covariance; eigenvalues below zero (rounding) count as zero."""
+def factor_of(covariance: ArrayLike) -> Array:
+    """A matrix A with A A^T = covariance: Cholesky's, or from the eigenvalues of one that is singular.
+
+    Eigenvalues below zero (rounding) count as zero. Any such A will do: tr √(S1 S2) is the sum of the roots of the
+    eigenvalues of A^T S1 A, and Cholesky's takes a fifth of the time of an eigendecomposition.
+    """
     cov = np.asarray(covariance, np.float64)
     if cov.ndim != 2 or cov.shape[0] != cov.shape[1]:
         raise ValueError(f"a covariance must be square, got shape {cov.shape}")
     if not np.isfinite(cov).all():
         raise ValueError("the covariance holds values that are not finite")
-    values, vectors = np.linalg.eigh((cov + cov.T) / 2)
-    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
+    cov = (cov + cov.T) / 2
+    try:
+        return np.asarray(np.linalg.cholesky(cov))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(cov)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
-def _to_reference(mean: ArrayLike, cov: ArrayLike, mean2: Array, root2: Array) -> float:
-    """The Fréchet distance to a reference whose covariance is given by its root."""
+def _to_reference(mean: ArrayLike, cov: ArrayLike, mean2: Array, factor2: Array) -> float:
+    """The Fréchet distance to a reference whose covariance is given by its factor."""
     mean, cov = np.asarray(mean, np.float64), np.asarray(cov, np.float64)
-    if mean.shape != mean2.shape or cov.shape != root2.shape or cov.shape[0] != len(mean):
+    if mean.shape != mean2.shape or cov.shape != factor2.shape or cov.shape[0] != len(mean):
         raise ValueError(
             f"statistics of different size: means {mean.shape} and {mean2.shape}, "
-            f"covariances {cov.shape} and {root2.shape}"
+            f"covariances {cov.shape} and {factor2.shape}"
         )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all() and np.isfinite(mean2).all()):
         raise ValueError("the statistics hold values that are not finite")
-    product = root2 @ cov @ root2
+    product = factor2.T @ cov @ factor2
     values = np.linalg.eigvalsh((product + product.T) / 2)
     trace = np.sqrt(np.maximum(values, 0.0)).sum()
-    return float(((mean - mean2) ** 2).sum() + np.trace(cov) + (root2**2).sum() - 2.0 * trace)
+    return float(((mean - mean2) ** 2).sum() + np.trace(cov) + (factor2**2).sum() - 2.0 * trace)
 
 
 def frechet_distance_of(features: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> float:
@@ -151,16 +159,21 @@ def frechet_distance_of(features: ArrayLike, mean: ArrayLike, covariance: ArrayL
     if len(rows) > rows.shape[1]:
         moments = Moments.of(rows)
         return frechet_distance(moments.mean, moments.covariance, mean, covariance)
+    mean2, factor2 = np.asarray(mean, np.float64), factor_of(covariance)
+    if mean2.shape != rows.shape[1:] or factor2.shape[0] != rows.shape[1]:
+        raise ValueError(f"features have {rows.shape[1]} dimensions, the reference {mean2.size}")
     x = rows.astype(np.float64)
+    return _of_few(x, x @ factor2, mean2, float((factor2**2).sum()))
+
+
+def _of_few(x: Array, projected: Array, mean2: Array, trace2: float) -> float:
+    """The Fréchet distance of fewer rows than dimensions; `projected` are the rows times the reference's factor."""
     if len(x) < 2:
         raise ValueError(f"a Fréchet distance needs at least 2 feature rows, got {len(x)}")
-    mean2, root2 = np.asarray(mean, np.float64), square_root(covariance)
-    if mean2.shape != x.shape[1:] or root2.shape[0] != x.shape[1]:
-        raise ValueError(f"features have {x.shape[1]} dimensions, the reference {mean2.size}")
-    factor = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
-    trace = np.linalg.svd(factor @ root2, compute_uv=False).sum()
+    spread = ((x - x.mean(axis=0)) ** 2).sum() / (len(x) - 1)
+    trace = np.linalg.svd((projected - projected.mean(axis=0)) / np.sqrt(len(x) - 1), compute_uv=False).sum()
     shift = ((x.mean(axis=0) - mean2) ** 2).sum()
-    return float(shift + (factor**2).sum() + (root2**2).sum() - 2.0 * trace)
+    return float(shift + spread + trace2 - 2.0 * trace)
 
 
 def gaussian_mmd(
@@ -245,12 +258,16 @@ def jackknife_interval(
 
 def frechet_without(features: ArrayLike, group: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> Array:
     """The Fréchet distances with each group of rows left out, `[g]`."""
-    x, labels = feature_rows(features), np.asarray(group)
-    whole, mean2, root2 = Moments.of(x), np.asarray(mean, np.float64), square_root(covariance)
-    distances = []
-    for k in range(int(labels.max()) + 1):  # one group's moments at a time: at D = 2048 each takes 32 MB
+    x, labels, mean2 = feature_rows(features), np.asarray(group), np.asarray(mean, np.float64)
+    factor2, groups = factor_of(covariance), range(int(labels.max()) + 1)
+    if len(x) <= x.shape[1]:
+        x = x.astype(np.float64)
+        y, trace2 = x @ factor2, float((factor2**2).sum())
+        return np.array([_of_few(x[labels != k], y[labels != k], mean2, trace2) for k in groups])
+    whole, distances = Moments.of(x), []
+    for k in groups:  # one group's moments at a time: at D = 2048 each takes 32 MB
         rest = whole - Moments.of(x[labels == k])
-        distances.append(_to_reference(rest.mean, rest.covariance, mean2, root2))
+        distances.append(_to_reference(rest.mean, rest.covariance, mean2, factor2))
     return np.array(distances)
 
 

@@ -1,12 +1,13 @@
-"""Fréchet distance and MMD against known answers, torch-fidelity and simulation."""
+"""Fréchet distance and MMD against known answers, other implementations and simulation."""
 
 import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import linalg, stats
 
 from harness import frechet
 from harness.frechet import Moments, frechet_distance, frechet_distance_of, gaussian_mmd
@@ -22,15 +23,40 @@ def _distance(x: np.ndarray, y: np.ndarray) -> float:
     return frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
 
 
-@pytest.mark.parametrize("dimension", [3, 16, 64])
-def test_equals_torch_fidelity_in_double_precision(dimension):
+def _others(a: Moments, b: Moments) -> dict[str, float]:
+    """The distance as scipy's matrix root (pytorch-fid, clean-fid, EDM2), torchmetrics and torch-fidelity give it."""
     from torch_fidelity.metric_fid import fid_statistics_to_metric
+    from torchmetrics.image.fid import _compute_fid
 
-    x, y = _cloud(300, dimension, 0), _cloud(400, dimension, 1, 0.5)
-    theirs = fid_statistics_to_metric(
-        *({"mu": z.mean(axis=0), "sigma": np.cov(z, rowvar=False)} for z in (x, y)), False
-    )["frechet_inception_distance"]
-    assert _distance(x, y) == pytest.approx(theirs, rel=1e-6)
+    root = linalg.sqrtm(a.covariance @ b.covariance)
+    theirs = [{"mu": m.mean, "sigma": m.covariance} for m in (a, b)]
+    return {
+        "scipy": ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance - 2 * root.real),
+        "torchmetrics": _compute_fid(*(torch.from_numpy(z) for m in (a, b) for z in (m.mean, m.covariance))).item(),
+        "torch-fidelity": fid_statistics_to_metric(*theirs, False)["frechet_inception_distance"],
+    }
+
+
+@pytest.mark.parametrize("dimension", [3, 64, 192, pytest.param(2048, marks=pytest.mark.long)])
+def test_equals_scipy_torchmetrics_and_torch_fidelity(dimension):
+    a, b = Moments.of(_cloud(4 * dimension, dimension, 0)), Moments.of(_cloud(5 * dimension, dimension, 1, 0.5))
+    ours = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+    for name, theirs in _others(a, b).items():
+        assert ours == pytest.approx(theirs, rel=1e-8), name
+
+
+def test_a_singular_reference_equals_the_limit_of_regular_ones():
+    x, y = Moments.of(_cloud(90, 32, 14)), Moments.of(_cloud(12, 32, 15))
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(y.covariance - 1e-12 * np.eye(32))
+    found = frechet_distance(x.mean, x.covariance, y.mean, y.covariance)
+    assert found == pytest.approx(frechet_distance(y.mean, y.covariance, x.mean, x.covariance), rel=1e-6)
+    singular = np.diag([4.0, 0.0, 0.0])
+    assert frechet_distance(np.zeros(3), np.eye(3), np.zeros(3), singular) == pytest.approx(3 + 4 - 2 * 2)
+    a = frechet.factor_of(singular)
+    assert a @ a.T == pytest.approx(singular)
+    a = frechet.factor_of(x.covariance)
+    assert a @ a.T == pytest.approx(x.covariance)
 
 
 def test_analytic_cases():
@@ -155,8 +181,9 @@ def test_cmmd_known_answers(monkeypatch):
     assert chunked == pytest.approx(frechet.kernel_sums(x, y, 10.0), rel=1e-13)
 
 
-def test_leaving_groups_out_equals_doing_so_by_hand():
-    x, y = _cloud(60, 5, 9), _cloud(80, 5, 10)
+@pytest.mark.parametrize("dimension", [5, 70])
+def test_leaving_groups_out_equals_doing_so_by_hand(dimension):
+    x, y = _cloud(60, dimension, 9), _cloud(80, dimension, 10)
     reference = Moments.of(y)
     group = frechet.prompt_groups(np.arange(60) // 2, groups=7)
     by_hand = [frechet_distance_of(x[group != k], reference.mean, reference.covariance) for k in range(7)]
@@ -220,7 +247,8 @@ def test_a_paired_difference_cancels_what_both_sides_share():
 def coverage(dimension: int, prompts: int, *, shift: float, scale: float, repeats: int) -> tuple[float, float]:
     """Percent of 95 % intervals that hold the statistic's expectation at this n, and mean width over 3.92 sd.
 
-    Two seeds a prompt, half of the variance between prompts; the truth is |shift|² plus (scale - 1)² tr S.
+    At 2048 dimensions the rows are far fewer than those, as in a run of a hundred images. Two seeds a prompt, half of
+    the variance between prompts; the truth is |shift|² plus (scale - 1)² tr S.
     """
     rng = np.random.default_rng(1)
     variance = np.linspace(1.5, 0.2, dimension)
@@ -249,10 +277,12 @@ def test_coverage_in_short():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("dimension", "prompts"), [(64, 240), (128, 240), (32, 40)])
+@pytest.mark.parametrize(
+    ("dimension", "prompts", "repeats"), [(64, 240, 300), (128, 240, 300), (32, 40, 300), (2048, 60, 100)]
+)
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.5, 1.1), (2.0, 1.3)])
-def test_coverage(dimension, prompts, shift, scale):
-    covered, width = coverage(dimension, prompts, shift=shift, scale=scale, repeats=300)
+def test_coverage(dimension, prompts, repeats, shift, scale):
+    covered, width = coverage(dimension, prompts, shift=shift, scale=scale, repeats=repeats)
     print(f"d={dimension} prompts={prompts} shift={shift} scale={scale}: {covered:.1f} % at width {width:.2f}")
     assert covered >= 92
     assert width <= 1.8
