@@ -102,7 +102,7 @@ def test_batches_do_not_matter(score, monkeypatch):
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "weights.pth"
-    state = tiny_inception.tensors()
+    state = {key: torch.zeros(()).expand(value.shape) for key, value in tiny_inception.tensors().items()}  # a small file
     lacking = {key: value for key, value in state.items() if key != "fc.weight"}
     for wrong, message in [
         ({**state, "AuxLogits.fc.weight": torch.zeros(2)}, "AuxLogits.fc.weight"),
@@ -136,9 +136,9 @@ def _all(features, weights, reference, settings) -> dict[str, float]:
 
 
 def _expected(name: str) -> dict[str, object]:
-    # Their features are float32, and so are their sums of them. Fréchet distances and KID are small differences of
-    # large sums; the rest of the path is exact.
-    bounds = {"frechet_inception_distance": 1e-4, "kernel_inception_distance_mean": 1e-4}
+    # Of 8 features in 2048 dimensions their FID takes the roots of 2040 eigenvalues that are 0 but for rounding: 2e-5
+    # too small here. Their KID is in float32, as are its sums. Features and all else are the same.
+    bounds = {"frechet_inception_distance": 1e-4, "kernel_inception_distance_mean": 1e-5}
     return {
         key: pytest.approx(value, rel=bounds.get(key, 1e-6))
         for key, value in VECTORS["inception"][name].items() if key in {*bounds, "inception_score_mean", "precision",
