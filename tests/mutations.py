@@ -140,6 +140,39 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("return x / scale", "return x"),
         ("for step in reversed(schedule.evaluations)", "for step in schedule.evaluations"),
     ],
+    ("metrics/inception.py", "tests/metrics/test_inception.py"): [
+        ("(pixels - 128) / 128", "pixels / 127.5 - 1"),
+        ("size=(SIZE, SIZE), align_corners=False", "size=(SIZE, SIZE), align_corners=True"),
+        ("antialias=True", "antialias=False"),
+        ("Image.Resampling.BICUBIC", "Image.Resampling.BILINEAR"),
+        ("np.stack(done).clip(0, 255)", "np.stack(done)"),
+        ("MaxPool_2=nn.MaxPool2d(", "MaxPool_2=nn.AvgPool2d("),
+        ('(key for key in HEAD if key not in state)', "[]"),
+    ],
+    ("metrics/feature_metric.py", "tests/metrics/test_inception.py"): [
+        ("preprocessing=self.preprocessing, stated", "preprocessing=None, stated"),
+        ("path, self.extractor_digest", "path, None"),
+        ('"preprocessing": self.preprocessing}', "}"),
+    ],
+    ("metrics/prdc.py", "tests/metrics/test_inception.py"): [
+        ('part: ClassVar[str] = "recall"', 'part: ClassVar[str] = "precision"'),
+        ("*given, needed(", "needed("),
+    ],
+    ("metrics/dinov2.py", "tests/metrics/test_dinov2_cmmd.py"): [
+        ("(side + OFFSET) / trained", "side / trained"),
+        ('trained, mode="bicubic")', 'trained, mode="bilinear")'),
+        ("last_hidden_state[:, 0]", "last_hidden_state[:, 1]"),
+        ('mode="bicubic", antialias=True', 'mode="bicubic"'),
+        ("Image.Resampling.BICUBIC", "Image.Resampling.LANCZOS"),
+    ],
+    ("metrics/cmmd.py", "tests/metrics/test_dinov2_cmmd.py"): [
+        ("top, left = (height - edge) // 2", "top, left = (height - edge + 1) // 2"),
+        ("functional.normalize(embedded)", "embedded"),
+    ],
+    ("metrics/distances.py", "tests/metrics/test_dinov2_cmmd.py"): [
+        ("gaussian_mmd(_unit(features), y, own=own)", "gaussian_mmd(features, y, own=own)"),
+        ("y = _unit(rows(known, self.name))", "y = rows(known, self.name)"),
+    ],
     ("frechet.py", "tests/test_frechet.py"): [
         ("factor2.T @ cov @ factor2", "factor2 @ cov @ factor2.T"),
         ("vectors * np.sqrt(np.maximum(values, 0.0))", "vectors * np.maximum(values, 0.0)"),

@@ -43,6 +43,7 @@ class CMMD(GaussianMMD, FeatureMetric):
     name: ClassVar[str] = "cmmd"
     extractor: ClassVar[str] = "clip-l-14-336"
     preprocessing: ClassVar[str] = "clip-336"
+    needs_features: ClassVar[bool] = True
 
     weights: str = "clip-l-14-336"
 

@@ -22,7 +22,9 @@ def rows(reference: Reference | None, metric: str) -> np.ndarray:
     """The features `[M, D]` of a reference. Raises ValueError where it holds none."""
     features = needed(reference, metric).features
     if features is None:
-        raise ValueError(f"the reference holds moments only; {metric} needs its features")
+        raise ValueError(
+            f"the reference holds moments only; {metric} needs its features: make it by `harness reference --features`"
+        )
     return features
 
 

@@ -20,7 +20,8 @@ class FeatureMetric(DistributionMetric):
     preprocessing than the metric's is refused.
     """
 
-    compares: ClassVar[bool] = True  # False: there is nothing to compare with, and no reference is needed
+    compares: ClassVar[bool] = True  # with a reference
+    needs_features: ClassVar[bool] = False  # of the reference; moments are not enough
 
     weights: str = ""
     statistics: str | None = field(default=None, metadata=HOW)  # known by its content
@@ -31,14 +32,14 @@ class FeatureMetric(DistributionMetric):
         return {"weights": self.weights}
 
     def missing(self) -> str | None:
-        """The weights or the reference that is not here, or why they cannot be used."""
-        lacking = super().missing()
-        if lacking is None:
+        """The weights and the reference that are not here, or why they cannot be used."""
+        problems = [super().missing()]
+        if problems == [None] or self.statistics is None:
             try:
                 self.reference()
             except HarnessError as error:
-                return str(error)
-        return lacking
+                problems.append(str(error))
+        return "; ".join(problem for problem in problems if problem) or None
 
     def extractor_content(self) -> dict[str, Any]:
         """The weights' hash and the preprocessing."""
@@ -53,11 +54,11 @@ class FeatureMetric(DistributionMetric):
         """What `statistics` names; None where the metric needs none."""
         if not self.compares:
             return None
-        if not self.statistics:
+        if self.statistics is None:
             raise HarnessError(
-                f"{self.name} compares with reference images, and none are named: "
-                f"`harness reference NAME --images FOLDER --metric {self.name}` makes a reference of them; then say "
-                f"'{self.name}: {{statistics: NAME}}' (or the path of a published file) under metrics"
+                f"{self.name} compares with reference images, and none are named: `harness reference NAME --images "
+                f"FOLDER --metric {self.name}{' --features' * self.needs_features}` makes a reference of them; then "
+                f"write '{self.name}: {{statistics: NAME}}' under metrics, or the path of a published file for NAME"
             )
         path = find_reference(self.statistics, self.extractor, self.name)
         return read_reference(

@@ -22,6 +22,7 @@ class KID(Inception):
 
     name: ClassVar[str] = "kid"
     lowest: ClassVar[float] = -np.inf
+    needs_features: ClassVar[bool] = True
 
     subset_size: int = 1000
     subsets: int = 100

@@ -22,6 +22,7 @@ class _Neighbourhoods(Inception):
 
     higher_is_better: ClassVar[bool] = True
     highest: ClassVar[float] = 1.0
+    needs_features: ClassVar[bool] = True
     part: ClassVar[str]  # of `PRDC`
 
     neighbours: int = 3  # as guided-diffusion; Naeem et al. and dgm-eval take 5

@@ -97,9 +97,9 @@ def test_fd_dinov2_in_a_table(dinov2, tmp_path):
 
 
 def test_a_folder_that_is_no_dinov2_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(HarnessError, match="no DINOv2"):
-        (tmp_path / "config.json").write_text("{}")
-        (tmp_path / "model.safetensors").write_bytes(b"")
         _opened("fd-dinov2", tmp_path)
 
 

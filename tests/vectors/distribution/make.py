@@ -62,7 +62,8 @@ def inception(weights: str) -> dict[str, Any]:
         theirs = calculate_metrics(
             input1=Pictures(sets[0]), input2=Pictures(sets[1]), isc=True, fid=True, kid=True, prc=True,
             feature_extractor="inception-v3-compat", feature_layer_prc="2048",
-            feature_extractor_weights_path=weights, cuda=False, save_cpu_ram=True, cache=False, verbose=False, **settings,
+            feature_extractor_weights_path=weights, cuda=False, save_cpu_ram=True, cache=False, verbose=False,
+            **settings,
         )
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
         metric = FrechetInceptionDistance(feature=network)
