@@ -8,20 +8,25 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps `diffusers` and `transformers` from drawing bars and from naming configuration keys they do not use."""
+def quiet(*further: str) -> Iterator[None]:
+    """Keeps `diffusers` and `transformers` from drawing bars and from naming configuration keys they do not use.
+
+    `further` names loggers whose warnings are no news either.
+    """
     libraries = [importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")
                  if name in sys.modules]
     drawn = [library.is_progress_bar_enabled() for library in libraries]
-    remarks = logging.getLogger("diffusers.configuration_utils")
-    level = remarks.level
+    remarks = [logging.getLogger(name) for name in ("diffusers.configuration_utils", *further)]
+    levels = [logger.level for logger in remarks]
     for library in libraries:
         library.disable_progress_bar()
-    remarks.setLevel(logging.ERROR)
+    for logger in remarks:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        remarks.setLevel(level)
+        for logger, level in zip(remarks, levels, strict=True):
+            logger.setLevel(level)
         for library, was in zip(libraries, drawn, strict=True):
             if was:
                 library.enable_progress_bar()

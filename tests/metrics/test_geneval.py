@@ -248,6 +248,24 @@ def test_the_detector_is_the_rule_on_the_networks_output(folder: Path, monkeypat
     assert np.array(ours) == pytest.approx(np.array(wanted), abs=1e-5)
 
 
+def test_a_file_of_an_older_transformers(folder: Path, tmp_path: Path, caplog, capfd) -> None:
+    """Up to 4.x: indices of the windows are in it, a norm that nothing uses is not."""
+    old = shutil.copytree(folder, tmp_path / "old")
+    state = load_file(folder / "model.safetensors")
+    bare = {key: tensor for key, tensor in state.items() if "encoder.swin.layernorm." not in key}
+    assert len(bare) == len(state) - 2
+    layers = "model.pixel_level_module.encoder.encoder.layers"
+    indices = {f"{layers}.{i}.blocks.0.attention.self.relative_position_index": torch.zeros(1) for i in range(4)}
+    save_file(bare | indices, old / "model.safetensors", metadata={"format": "pt"})
+    model = mask2former.Mask2Former(old, "cpu").model
+    assert "LOAD REPORT" not in caplog.text + "".join(capfd.readouterr())
+    x = torch.linspace(-1, 1, 3 * 64 * 96).reshape(1, 3, 64, 96).sin()
+    with torch.no_grad():
+        ours, whole = model(x), mask2former.Mask2Former(folder, "cpu").model(x)
+    assert torch.equal(ours.class_queries_logits, whole.class_queries_logits)
+    assert torch.equal(ours.masks_queries_logits, whole.masks_queries_logits)
+
+
 def test_what_is_no_such_detector_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="no Mask2Former"):
         mask2former.Mask2Former(tmp_path, "cpu")
