@@ -83,7 +83,9 @@ def run(
 @app.command()
 def score(
     run_name: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or its folder.")],
-    metric: Annotated[list[str] | None, typer.Option(help="A further metric for this run.")] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A further metric: NAME, or 'NAME: {PARAMETER: VALUE}'.")
+    ] = None,
     workers: Workers = None,
     address: Address = None,
     ci: Ci = False,

@@ -147,6 +147,15 @@ class Brightness(SampleMetric):
 
 
 @dataclass
+class Dimmest(Brightness):
+    """The mean pixel of the `lowest` darkest images."""
+
+    name = "dimmest"
+    aggregation = "mean_of_lowest"
+    lowest: int = 3
+
+
+@dataclass
 class Absent(SampleMetric):
     """A metric whose weights are not here."""
 

@@ -272,7 +272,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("functional.relu(functional.conv2d", "(functional.conv2d"),
         ("torch.stack(parts).sum(dim=0)", "torch.stack(parts).mean(dim=0)"),
         ("(3, 192, 1, 2, True)", "(3, 192, 1, 2, False)"),
-        ('lin{i}.model', 'lin{4 - i}.model'),
+        ("lin{i}.model", "lin{i if i < 3 else 7 - i}.model"),
     ],
     ("metrics/clip_s.py", "tests/metrics/test_paired.py"): [
         ("for side in (images, references)]", "for side in (images, images)]"),
@@ -285,7 +285,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("analysis/stats.py", "tests/analysis/test_stats.py"): [
         ("value = float(x[:k].mean())", "value = float(x[-k:].mean())"),
         ("taken @ x / taken.sum(axis=1)", "taken @ x / k"),
-        ("np.clip(k - before, 0, often)", "(k > before) * often"),
+        ("before = np.cumsum(often, axis=1) - often", "before = np.cumsum(often, axis=1)"),
         ("deviations *= np.sqrt(c / (c - 1))", "deviations *= 0.5"),
         ("np.minimum(x, x[k - 1]).mean()) / k", "np.minimum(x, x[k - 1]).mean()) / n"),
         ("(np.bincount(ids, linear) ** 2).sum()", "(linear**2).sum()"),

@@ -1,4 +1,4 @@
-"""Paired metrics in a run: which images they compare, and what makes them score anew."""
+"""Paired metrics in a run: which images they compare, and what makes them score anew; the mean of the lowest."""
 
 import json
 import shutil
@@ -198,6 +198,15 @@ def test_pictures_that_do_not_fit_are_told_in_their_rows(folder: Path, weights: 
     assert pd.isna(errors["p3"])
     assert len(outcome.failures) == 3
     assert (outcome.records[0]["n"], outcome.records[0]["failed"]) == (1, 3)
+
+
+def test_a_cell_s_value_may_be_the_mean_of_the_lowest(folder: Path, weights: Path) -> None:
+    write(folder, weights, metrics=[{"tests.fakes:Dimmest": {"lowest": 3}}], methods={"cfg": CFG}, tables=[{}])
+    outcome = go(folder)
+    values = sorted(image.mean() for image in images(folder, "cfg").values())
+    assert outcome.records[0]["value"] == pytest.approx(np.mean(values[:3]))
+    assert (outcome.records[0]["lowest"], outcome.records[0]["n"]) == (3, 4)
+    assert "dimmest: mean of the 3 lowest values" in outcome.render("markdown")
 
 
 @pytest.mark.parametrize("image", ["../secret.png", "/etc/passwd", "a/../../b.png"])

@@ -83,19 +83,24 @@ def read(path: Path, primary: str | None = None) -> Study:
         raise HarnessError(f"{path}: {'columns ' + ', '.join(lacking) + ' are missing' if lacking else 'no rows'}")
     beside = path.with_suffix(".json")
     kept: list[Record] = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else []
-    kept = [r for r in kept if r.get("kind") == "distribution"]
     return study(rows, kept, primary)
 
 
-def study(rows: pd.DataFrame, distribution: Sequence[Record] = (), primary: str | None = None) -> Study:
-    """Score rows (and records of whole cells) as a study. The metric of the verdicts is `primary`; without one
-    the first whose name begins with "geneval", else the first."""
+def study(rows: pd.DataFrame, kept: Sequence[Record] = (), primary: str | None = None) -> Study:
+    """Score rows as a study, with a run's records: they add the metrics of whole cells, and say which metrics are
+    better when lower. The metric of the verdicts is `primary`; without one the first whose name begins with
+    "geneval", else the first."""
     names = [str(name) for name in rows["metric"].unique()]
     chosen = primary or next((name for name in names if name.startswith("geneval")), names[0])
     if chosen not in names:
         raise HarnessError(f"no rows of metric {chosen!r}; there are {', '.join(names)}")
+    distribution = [r for r in kept if r.get("kind") == "distribution"]
+    higher = {r["metric"]: bool(r.get("higher_is_better", True)) for r in kept}
     metrics = {
-        name: MetricInfo(name, "", aggregation="mean_of_groups" if name.startswith("geneval") else "mean")
+        name: MetricInfo(
+            name, "", higher_is_better=higher.get(name, True),
+            aggregation="mean_of_groups" if name.startswith("geneval") else "mean",
+        )
         for name in [chosen, *(n for n in names if n != chosen)]
     }
     for record in distribution:

@@ -125,6 +125,12 @@ def test_bad_rows_are_refused(tmp_path, rows):
         findings.study(rows, primary="fid")
 
 
+def test_records_say_which_metrics_are_better_when_lower(rows):
+    said = {"metric": "clipscore-shapes", "kind": "paired", "group": None, "higher_is_better": False}
+    found = findings.study(rows, [said]).metrics
+    assert [found[name].higher_is_better for name in ("geneval-shapes", "clipscore-shapes")] == [True, False]
+
+
 def test_figures_leave_out_what_has_no_value(tmp_path):
     w = world()
     path = figures.quality_against_cost(w.records, [*w.metrics], tmp_path / "deep" / "figure.png", "title")

@@ -88,7 +88,7 @@ def _lowest_by_hand(values, clusters, k, draws):
 def test_the_mean_of_the_lowest_resamples_prompts(k):
     rng = np.random.default_rng(10)
     clusters = np.sort(np.concatenate([np.arange(60), rng.integers(0, 60, 60)]))  # prompts of one to a few seeds
-    values = rng.normal(size=60)[clusters] + 0.3 * rng.normal(size=120)
+    values = 3 + rng.normal(size=60)[clusters] + 0.3 * rng.normal(size=120)
     order = rng.permutation(120)
     found = stats.mean_of_lowest_interval(values[order], clusters[order], k, draws=20_000)
     point, low, high = _lowest_by_hand(values, clusters, k, 20_000)

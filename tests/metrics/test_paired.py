@@ -89,6 +89,11 @@ def test_a_clip_is_the_mean_of_its_frames(name: str, metrics: dict[str, Any]) ->
     assert clip.values == pytest.approx([stills.values.mean()], abs=1e-6)
     assert clip.details[0]["frames"] == pytest.approx(stills.values, abs=1e-6)
     assert stills.details == [{}] * 3
+    twice = [np.concatenate([side.swapaxes(0, 1), side[::-1].swapaxes(0, 1) // 2]) for side in (images, references)]
+    halves = metrics[name].score_pairs(images[::-1] // 2, references[::-1] // 2)
+    both = metrics[name].score_pairs(*twice)
+    assert both.values == pytest.approx([stills.values.mean(), halves.values.mean()], abs=1e-6)
+    assert both.details[1]["frames"] == pytest.approx(halves.values, abs=1e-6)
 
 
 def test_what_cannot_be_compared_is_refused(metrics: dict[str, Any]) -> None:
