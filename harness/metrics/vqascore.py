@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -212,7 +212,7 @@ def configured(folder: Path, vision: Path) -> tuple[CLIPVisionConfig, T5Config]:
         known = {key: value for key, value in found.items() if not key.startswith("mm_") and key != "model_type"}
         return CLIPVisionConfig(**tower.get("vision_config", tower)), T5Config(**known)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise HarnessError(f"{folder} or {vision} holds no config.json of a CLIP-FlanT5 and its CLIP: {error}") from error
+        raise HarnessError(f"{folder} and {vision}: no config.json of a CLIP-FlanT5 and its CLIP: {error}") from error
 
 
 def _filled(folder: Path, vision: Path) -> Network:

@@ -19,6 +19,7 @@ from transformers import T5TokenizerFast
 from tests.metrics import tiny_clip_flant5 as tiny
 from tests.metrics.tiny_openclip import PROMPTS, SIZES, picture, sha256
 
+LONG = "word " * 2500  # beyond the 2048 tokens that are read
 OTHER = {"question_template": "{}?", "answer_template": "a red fox, {}"}
 
 
@@ -57,6 +58,7 @@ def main(repository: str) -> None:
             "scores": alone,
             "together": model.forward(shown, PROMPTS).tolist(),
             "same prompt": model.forward(shown, PROMPTS[:1] * len(shown)).tolist(),
+            "long": model.forward(shown[:1], [LONG]).item(),
             "other templates": model.forward(shown, PROMPTS, **OTHER).tolist(),
         }
         asked = [code.format_question(code.default_question_template.format(text), "t5_chat") for text in PROMPTS]
