@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5ForConditionalGeneration, T5Tokenizer
+from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5ForConditionalGeneration
 
 from harness import artifacts
 from harness.errors import HarnessError
 from harness.metrics import clip, clip_pixels
 from harness.metrics.joint_scorer import JointScorer
-from harness.quiet import quiet
 
 SYSTEM = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
           "detailed, and polite answers to the user's questions.")
@@ -132,14 +132,16 @@ class ClipFlanT5:
         shown = clip.preprocessing(vision)
         self.mean, self.std = (tuple(shown.get(key, default)) for key, default in
                                (("image_mean", clip_pixels.MEAN), ("image_std", clip_pixels.STD)))
+        # Read as it is: T5Tokenizer of transformers 5 drops what it does not expect of the file's normalizer.
         try:
-            with quiet():
-                self.tokenizer = T5Tokenizer.from_pretrained(tokenizer, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise HarnessError(f"{tokenizer} holds no tokenizer of T5 that can be opened: {error}") from error
-        known = self.network.t5.config.vocab_size
-        if len(self.tokenizer) > known:
-            raise HarnessError(f"{tokenizer} has {len(self.tokenizer)} tokens, the checkpoint in {folder} {known}; "
+            self.tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing more special
+            raise HarnessError(f"{tokenizer} holds no tokenizer.json that can be opened: {error}") from error
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.tokens, known = self.tokenizer.get_vocab_size(), self.network.t5.config.vocab_size
+        if self.tokens > known:
+            raise HarnessError(f"{tokenizer} has {self.tokens} tokens, the checkpoint in {folder} {known}; "
                                f"expected the tokenizer of its Flan-T5")
 
     def pixels(self, images: np.ndarray) -> Tensor:
@@ -163,7 +165,7 @@ class ClipFlanT5:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             logits = self.network(pixels, asked, labels)
         # The official code cuts embeddings and head to the tokenizer's size: T5 has rows that no token uses.
-        logits = logits.float()[..., : len(self.tokenizer)]
+        logits = logits.float()[..., : self.tokens]
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         return (-losses.sum(1) / (labels != IGNORED).sum(1)).exp()
 
@@ -174,7 +176,7 @@ class ClipFlanT5:
 
     def ids(self, text: str) -> Tensor:
         """A text's ids, the end token behind them."""
-        return torch.tensor(self.tokenizer(text).input_ids, dtype=torch.long, device=self.device)
+        return torch.tensor(self.tokenizer.encode(text).ids, dtype=torch.long, device=self.device)
 
 
 @lru_cache(maxsize=1)
@@ -210,7 +212,7 @@ def configured(folder: Path, vision: Path) -> tuple[CLIPVisionConfig, T5Config]:
         known = {key: value for key, value in found.items() if not key.startswith("mm_") and key != "model_type"}
         return CLIPVisionConfig(**tower.get("vision_config", tower)), T5Config(**known)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise HarnessError(f"{folder} or {vision} holds no config.json of a CLIP-FlanT5 and its CLIP: {error}") from error
+        raise HarnessError(f"{folder} and {vision}: no config.json of a CLIP-FlanT5 and its CLIP: {error}") from error
 
 
 def _filled(folder: Path, vision: Path) -> Network:

@@ -83,7 +83,7 @@ def shapes(t5: dict[str, int], vision: dict[str, int]) -> dict[str, tuple[int, .
 
 
 def tensors(found: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    """Random tensors of these shapes, no bias and no norm at its default."""
+    """Random tensors of these shapes that bfloat16 holds exactly, no bias and no norm at its default."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in sorted(found.items()):
@@ -98,7 +98,7 @@ def tensors(found: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Ten
             drawn *= 1.2 / math.sqrt(math.prod(shape[1:]))
         elif "patch" in name:
             drawn /= math.sqrt(math.prod(shape[1:]))
-        state[name] = drawn
+        state[name] = drawn.bfloat16().float()
     for name in state:
         if name.endswith("coder.embed_tokens.weight"):
             state[name] = state["shared.weight"]
@@ -148,7 +148,7 @@ def write_vision(folder: Path, seed: int = 1) -> Path:
 
 
 def write_tokenizer(folder: Path) -> Path:
-    """Writes a tokenizer of T5 with few pieces, in the files of the Hub but `spiece.model`; returns the folder."""
+    """Writes tokenizer.json of a T5 with few pieces, and the settings beside it; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.Unigram(PIECES, unk_id=2, byte_fallback=False))
     tokenizer.normalizer = normalizers.NFKC()
