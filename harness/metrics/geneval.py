@@ -51,8 +51,8 @@ class GenEval(SampleMetric):
 
     def open(self, device: str = "cpu") -> None:
         """Loads detector and CLIP."""
-        from harness.metrics.openclip import opened
         from harness.metrics.geneval_colours import ColourClassifier
+        from harness.metrics.openclip import opened
 
         object.__setattr__(self, "_detect", self.detector(device))
         object.__setattr__(self, "_colours", ColourClassifier(opened(artifacts.find(self.clip), device)))

@@ -18,10 +18,10 @@ from harness import registry
 from harness.analysis.records import MetricInfo, records
 from harness.errors import HarnessError
 from harness.metrics import geneval, mask2former
-from harness.metrics.openclip import opened
 from harness.metrics.geneval_colours import TEMPLATES, ColourClassifier
 from harness.metrics.geneval_rules import CLASSES, COLOURS, Detection, judge, kept, relations, threshold
 from harness.metrics.load import load_metric, metric_digest
+from harness.metrics.openclip import opened
 from harness.prompts import Prompt
 from harness.shapes import detector as shapes
 from harness.shapes.scene import Box

@@ -1,4 +1,4 @@
-"""A folder of weights such as `harness fetch` fills, every checkpoint in it tiny, random, and in the official format."""
+"""A folder of weights such as `harness fetch` fills: every checkpoint tiny, random, in the official format."""
 
 from collections.abc import Callable
 from pathlib import Path
