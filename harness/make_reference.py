@@ -64,7 +64,7 @@ def make_reference(
     def features() -> Iterator[np.ndarray]:
         while batch := list(itertools.islice(held, BATCH)):
             for _, data in batch:
-                hashed.update(hashlib.sha256(data).digest())
+                hashed.update(hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).digest())
             found = _features(metric, [_opened(place, data, size, resample) for place, data in batch])
             if keep_features:
                 kept.append(found)
