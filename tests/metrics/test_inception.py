@@ -102,7 +102,7 @@ def test_batches_do_not_matter(score, monkeypatch):
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "weights.pth"
-    state = {key: torch.zeros(()).expand(value.shape) for key, value in tiny_inception.tensors().items()}  # a small file
+    state = {key: torch.zeros(()).expand(value.shape) for key, value in tiny_inception.tensors().items()}
     lacking = {key: value for key, value in state.items() if key != "fc.weight"}
     for wrong, message in [
         ({**state, "AuxLogits.fc.weight": torch.zeros(2)}, "AuxLogits.fc.weight"),
