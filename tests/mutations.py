@@ -152,7 +152,6 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("metrics/feature_metric.py", "tests/metrics/test_inception.py"): [
         ("preprocessing=self.preprocessing, stated", "preprocessing=None, stated"),
         ("path, self.extractor_digest", "path, None"),
-        ('"preprocessing": self.preprocessing}', "}"),
     ],
     ("metrics/prdc.py", "tests/metrics/test_inception.py"): [
         ('part: ClassVar[str] = "recall"', 'part: ClassVar[str] = "precision"'),
