@@ -213,6 +213,55 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("torch.arange(embeddings.num_positions)", "torch.zeros(embeddings.num_positions, dtype=torch.long)"),
         ('self.half = dtype == "bfloat16"', "self.half = True"),
     ],
+    ("metrics/clip.py", "tests/metrics/test_clip_scorers.py"): [
+        ("must_fit(folder, found[\"missing_keys\"]", "must_fit(folder, []"),
+        ("del self.texts[next(iter(self.texts))]", "self.texts.clear()"),
+    ],
+    ("metrics/clip_pixels.py", "tests/metrics/test_clip_scorers.py"): [
+        ("round(margin / 2) if odd", "margin // 2 if odd"),
+        ("int(edge * max(height, width)", "round(edge * max(height, width)"),
+        ("Resampling.BICUBIC", "Resampling.BILINEAR"),
+        ('antialias=mode != "nearest"', "antialias=False"),
+        (".clamp(0, 1)", ""),
+        ("((x.shape[-2], target[1]), target)", "(target,)"),
+        (" / x.new_tensor(std)", " * x.new_tensor(std)"),
+    ],
+    ("metrics/openclip.py", "tests/metrics/test_clip_scorers.py"): [
+        ('fitted(images, self.size, "even")', 'fitted(images, self.size, "floor")'),
+        ('fitted_tensor(images, self.size, "even")', 'fitted_tensor(images, self.size, "floor")'),
+        ('"head_width": head_width', '"head_width": 2 * head_width'),
+        ("text_width // TEXT_HEAD_WIDTH", "2"),
+        (".triu_(1)", ".triu_(2)"),
+        ("fit.missing_keys, fit.unexpected_keys", "fit.missing_keys, []"),
+    ],
+    ("metrics/embedding_scorer.py", "tests/metrics/test_clip_scorers.py"): [
+        ("[prefix + prompt.text for", "[prompt.text for"),
+        ("stills(images, self.name), self.pixels)", "stills(images, self.name))"),
+    ],
+    ("metrics/hpsv2.py", "tests/metrics/test_clip_scorers.py"): [
+        ("return 100 * cosine", "return cosine"),
+        ("size / max(height, width)", "size / min(height, width)"),
+        ("round(height * scale), round(width * scale)", "int(height * scale), int(width * scale)"),
+        ("antialias=antialias", "antialias=True"),
+        ("right // 2, right - right // 2", "right - right // 2, right // 2"),
+        ("below // 2, below - below // 2", "below - below // 2, below // 2"),
+    ],
+    ("metrics/pickscore.py", "tests/metrics/test_clip_scorers.py"): [
+        (".exp() * cosine", " * cosine"),
+        ('"floor"', '"even"'),
+    ],
+    ("metrics/clipscore.py", "tests/metrics/test_clip_scorers.py"): [
+        ("2.5 * cosine.clamp_min(0)", "2.5 * cosine"),
+        ("2.5 * cosine.clamp_min(0)", "cosine.clamp_min(0)"),
+        ("return 100 * cosine", "return cosine"),
+        ('= "A photo depicts "', '= "A photo depicts"'),
+        ('prefix: ClassVar[str] = ""', 'prefix: ClassVar[str] = "A photo depicts "'),
+    ],
+    ("metrics/aesthetic.py", "tests/metrics/test_clip_scorers.py"): [
+        ("embedded / torch.where(length == 0, 1, length)", "embedded"),
+        ("places == RELU and", "places == LINEAR and"),
+        ("place != RELU[-1]", "place != RELU[-2]"),
+    ],
 }
 MUTATIONS = [Mutation(file, old, new, test) for (file, test), pairs in _PAIRS.items() for old, new in pairs]
 

@@ -79,5 +79,6 @@ def layers(path: Path, dimension: int) -> nn.Sequential:
         if width != 1:
             raise ValueError(f"the last layer gives {width} values, expected 1")
     except (OSError, EOFError, KeyError, ValueError, AttributeError, RuntimeError, pickle.UnpicklingError) as error:
-        raise HarnessError(f"{path} holds no layers of the aesthetic predictor that fit: {error}") from error
+        reason = " ".join(str(error).split())
+        raise HarnessError(f"{path} holds no layers of the aesthetic predictor that fit: {reason}") from error
     return found.requires_grad_(False).eval()

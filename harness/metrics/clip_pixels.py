@@ -43,10 +43,12 @@ def normalised(x: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = S
 
 
 def resized(x: Tensor, target: tuple[int, int], mode: str = "bicubic") -> Tensor:
-    """Float `[N, 3, H, W]` resized with antialias, cut off at 0 and 1 where a cubic overshoots."""
-    if target == tuple(x.shape[-2:]):
-        return x
-    return functional.interpolate(x, target, mode=mode, antialias=mode != "nearest").clamp(0, 1)
+    """Float `[N, 3, H, W]` resized with antialias: along the rows, then the columns, as Pillow does, and as there cut
+    off at 0 and 1 after either (a cubic overshoots)."""
+    for size in ((x.shape[-2], target[1]), target):
+        if size != tuple(x.shape[-2:]):
+            x = functional.interpolate(x, size, mode=mode, antialias=mode != "nearest").clamp(0, 1)
+    return x
 
 
 def fitted(images: np.ndarray, edge: int, odd: Odd) -> Tensor:
@@ -65,7 +67,8 @@ def fitted(images: np.ndarray, edge: int, odd: Odd) -> Tensor:
 def fitted_tensor(images: Tensor, edge: int, odd: Odd) -> Tensor:
     """Float `[N, H, W, 3]` in [0, 1] to `[N, 3, edge, edge]`: `fitted` without its rounding to 8 bits.
 
-    Equal to `fitted` where no resize is needed, otherwise within one grey level of it or little more.
+    Equal to `fitted` where no resize is needed, otherwise within one grey level of it; but for images more than twice
+    as tall as wide, for which Pillow 13 turns to the columns first.
     """
     x = images.permute(0, 3, 1, 2)
     x = resized(x, shortest_edge(x.shape[-2], x.shape[-1], edge))

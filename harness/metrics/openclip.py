@@ -156,7 +156,8 @@ def _filled(settings: dict[str, Any], state: dict[str, Tensor], place: Path) -> 
             model = open_clip.CLIP(**settings)
         fit = model.load_state_dict(state, strict=False, assign=True)
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, AssertionError, RuntimeError) as error:
-        raise HarnessError(f"{place}: configuration and tensors are not of one CLIP: {error}") from error
+        reason = " ".join(str(error).split())
+        raise HarnessError(f"{place}: configuration and tensors are not of one CLIP: {reason}") from error
     must_fit(place, fit.missing_keys, fit.unexpected_keys)
     length = model.context_length
     model.attn_mask = torch.full((length, length), -torch.inf).triu_(1)  # not in checkpoints

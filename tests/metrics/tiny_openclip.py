@@ -11,6 +11,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+WEIGHTS = "open_clip_model.safetensors"
 # HPSv2 is a ViT-H/14: heads 80 wide, the plain GELU.
 HPSV2 = {
     "embed_dim": 64,
@@ -35,7 +36,7 @@ PROMPTS = [
     "salt &amp; pepper &lt;3 &amp;amp; more",
     "“curly” quotes — it’s Zürich, naïve",
 ]
-SIZES = [(512, 512), (480, 640), (224, 224), (700, 300), (1, 300), (333, 250)]  # height and width, one a prompt
+SIZES = [(512, 512), (480, 640), (224, 224), (700, 300), (1, 300), (334, 250)]  # height and width, one a prompt
 
 
 def tensors(settings: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
@@ -58,19 +59,19 @@ def tensors(settings: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def write_hpsv2(folder: Path, seed: int = 0) -> Path:
+def write_hpsv2(folder: Path, seed: int = 0, settings: dict[str, Any] = HPSV2) -> Path:
     """A `.pt` file that holds `state_dict`, in float16; returns it."""
     path = folder / "HPS_v2.1_compressed.pt"
-    state = {name: tensor.half() for name, tensor in tensors(HPSV2, seed).items()}
+    state = {name: tensor.half() for name, tensor in tensors(settings, seed).items()}
     torch.save({"state_dict": state}, path)
     path.with_name(path.name + ".json").write_text('{"trained": false}')
     return path
 
 
-def write_openai(folder: Path, seed: int = 0, settings: dict[str, Any] = OPENAI) -> Path:
-    """The folder with configuration and safetensors."""
+def write_openai(folder: Path, seed: int = 26, settings: dict[str, Any] = OPENAI) -> Path:
+    """The folder with configuration and safetensors. By the default seed cosines of both signs."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors(settings, seed), folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    save_file(tensors(settings, seed), folder / WEIGHTS, metadata={"format": "pt"})
     config = {"model_cfg": settings, "preprocess_cfg": PREPROCESSING}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     (folder / "trained.json").write_text('{"trained": false}')

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -19,10 +20,12 @@ VISION = {
 }
 
 
-def write(folder: Path, seed: int = 0) -> Path:
+def write(
+    folder: Path, seed: int = 0, text: dict[str, Any] = TEXT, vision: dict[str, Any] = VISION, dimension: int = 64
+) -> Path:
     """Writes the model and returns its folder; `config.json` says that the weights are random."""
     with torch.device("meta"):
-        model = CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=64))
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=dimension))
     model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
