@@ -36,7 +36,7 @@ METRICS: dict[str, dict[str, Any]] = {  # a metric a line; those that are not he
 }
 EXTRACTORS = ("fid", "fid-torchmetrics", "fid-clean", "fd-dinov2", "fd-dinov2-edm2", "cmmd")  # of one metric each
 WITHOUT_WEIGHTS = {"geneval-shapes", "ssim"}  # these have nothing that could be trained
-SHAPES_CLIP = {"clipscore-shapes", "fd-shapes-clip", "cmmd-shapes-clip", "clip-s"}
+SHAPES_CLIP = {"clipscore-shapes", "fd-shapes-clip", "cmmd-shapes-clip"}
 
 
 @pytest.fixture(scope="module")

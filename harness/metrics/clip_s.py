@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from harness import artifacts
 from harness.errors import HarnessError
-from harness.metrics import clip
+from harness.metrics import clip, openclip
 from harness.metrics.base import PairedMetric
 
 
@@ -18,7 +17,8 @@ from harness.metrics.base import PairedMetric
 class CLIPSimilarity(PairedMetric):
     """The cosine itself, -1 to 1 (the same image), higher is better.
 
-    Papers on novel views report it as CLIP-S and mostly do not say with which CLIP: a number goes with its `weights`.
+    Papers on novel views report it as CLIP-S and mostly do not say with which CLIP: a number goes with its `weights`,
+    a CLIP in the layout of open_clip or of transformers.
     """
 
     name: ClassVar[str] = "clip-s"
@@ -30,21 +30,11 @@ class CLIPSimilarity(PairedMetric):
         """The CLIP."""
         return {"weights": self.weights}
 
-    def missing(self) -> str | None:
-        """What keeps the weights from being opened."""
-        try:
-            self._folder()
-        except HarnessError as error:
-            return str(error)
-        return None
-
-    def content(self) -> dict[str, Any]:
-        """The hash of the weights, and the preprocessing."""
-        return super().content() | {"preprocessing": clip.preprocessing(self._folder())}
-
     def open(self, device: str = "cpu") -> None:
         """Loads the CLIP, or finds it loaded by another metric."""
-        object.__setattr__(self, "_clip", clip.opened(self._folder(), device))
+        folder = artifacts.find(self.weights)
+        layout = openclip if (folder / openclip.CONFIG).is_file() else clip
+        object.__setattr__(self, "_clip", layout.opened(folder, device))
 
     def compare(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
         """The cosine of each pair, in float64."""
@@ -52,6 +42,3 @@ class CLIPSimilarity(PairedMetric):
             raise HarnessError("clip-s is not open: call open(device) first, or use load_metric")
         embedded = [self._clip.images(side) for side in (images, references)]
         return np.asarray(clip.cosine(*embedded).cpu().numpy())
-
-    def _folder(self) -> Path:
-        return clip.locate(str(artifacts.find(self.weights)))
