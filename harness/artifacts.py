@@ -175,11 +175,10 @@ def paths(name: str) -> list[Path]:
 
 
 def content(name: str) -> str:
-    """The digest of an artifact's files, wherever they lie; of a folder's or file's own bytes for a path."""
+    """The digest of an artifact's files, wherever they lie; a path counts as an artifact of its folder or file."""
     place = find(name)
-    if place.is_file():
-        return weights.sha256_of(place)
-    return digest({path.relative_to(place).as_posix(): weights.sha256_of(path) for path in paths(name)})
+    folder = place.parent if place.is_file() else place
+    return digest({path.relative_to(folder).as_posix(): weights.sha256_of(path) for path in paths(name)})
 
 
 def file_of(name: str, suffix: str = "") -> Path:

@@ -18,6 +18,7 @@ from PIL import Image
 from harness import registry
 from harness.display import Display
 from harness.errors import HarnessError
+from harness.exact import exact_float32
 from harness.frechet import Moments
 from harness.metrics.base import DistributionMetric
 from harness.metrics.reference import named_file, write_reference
@@ -56,6 +57,7 @@ def make_reference(
         raise HarnessError(f"{path} is there already: --replace makes it anew, or choose another name")
     if resample not in RESAMPLING:
         raise HarnessError(f"--resample {resample}: expected one of {', '.join(RESAMPLING)}")
+    exact_float32()  # as in a worker: the features must be those of a run
     metric.open(device)
     count, held = _source(images)
     hashed, kept = hashlib.sha256(), []

@@ -17,6 +17,7 @@ from harness.registry import nearest
 from harness.weights import sha256_of
 
 FORMATS = ("csv", "tsv", "jsonl", "txt")
+ROW = "*"  # in place of a column's name: the whole row, as an object
 LONGEST = 100_000  # characters of one prompt; far above any real one, far below what stalls a tokenizer
 
 
@@ -111,9 +112,10 @@ def select(prompts: list[Prompt], spec: PromptSpec) -> list[Prompt]:
 def read_file(path: Path, form: str, columns: dict[str, str]) -> list[Prompt]:
     """The prompts of a file.
 
-    `columns` says which column is `id`, `text`, `category`, `truth`, ...; without it the text is looked for
-    under prompt, text or caption in any case (a .txt file is a prompt a line), the id under id, else the row number,
-    the prompt's own picture under image (a path below the file's folder).
+    `columns` says which column is `id`, `text`, `category`, `truth`, ... (`*`: the whole row). Without it the text is
+    looked for under prompt, text or caption in any case (a .txt file is a prompt a line), the id under id, else the
+    row number, the prompt's own picture under image (a path below the file's folder), the truth under truth, or it is
+    the whole row where that is GenEval's (tag, include).
     """
     if form not in FORMATS:
         raise HarnessError(f"{path}: files of kind {form!r} are not read as prompts; expected {', '.join(FORMATS)}")
@@ -170,13 +172,15 @@ def _guess(path: Path, header: list[str]) -> dict[str, str]:
     text = next((lower[name] for name in ("prompt", "prompts", "text", "caption") if name in lower), None)
     if text is None:
         raise HarnessError(f"{path}: no column called prompt, text or caption; it has {', '.join(header)}")
-    roles: dict[str, str] = {role: lower[role] for role in ("id", "category", "image") if role in lower}
+    roles: dict[str, str] = {role: lower[role] for role in ("id", "category", "image", "truth") if role in lower}
+    if {"tag", "include"} <= set(header):  # GenEval's own metadata
+        roles |= {"category": "tag", "truth": ROW}
     return {"text": text} | roles
 
 
 def _prompt(path: Path, number: int, row: dict[str, Any], roles: dict[str, str]) -> Prompt:
     for role, column in roles.items():
-        if column not in row:
+        if column not in row and column != ROW:
             raise HarnessError(f"{path}: row {number} has no {column!r} (the prompt's {role})")
     text = row[roles["text"]]
     if not isinstance(text, str) or len(text) > LONGEST or any(ord(c) < 32 and c not in "\t\r\n" for c in text):
@@ -184,7 +188,7 @@ def _prompt(path: Path, number: int, row: dict[str, Any], roles: dict[str, str])
             f"{path}: row {number}: {roles['text']}: expected a text of at most {LONGEST} characters without "
             f"control characters, got {str(text)[:60]!r}"
         )
-    truth = row[roles["truth"]] if "truth" in roles else None
+    truth = (row if roles["truth"] == ROW else row[roles["truth"]]) if "truth" in roles else None
     if truth is not None and not isinstance(truth, dict):
         raise HarnessError(f"{path}: row {number}: {roles['truth']}: expected an object, got {str(truth)[:60]!r}")
     category = row[roles["category"]] if "category" in roles else None

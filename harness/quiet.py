@@ -6,17 +6,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+REMARKS = ("diffusers.configuration_utils", "transformers.distributed.tensor_parallel")
+
 
 @contextmanager
 def quiet(*further: str) -> Iterator[None]:
-    """Keeps `diffusers` and `transformers` from drawing bars and from naming configuration keys they do not use.
+    """Keeps `diffusers` and `transformers` from drawing bars and from naming configuration keys they do not use, and
+    layers that no plan spreads over devices.
 
     `further` names loggers whose warnings are no news either.
     """
     libraries = [importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")
                  if name in sys.modules]
     drawn = [library.is_progress_bar_enabled() for library in libraries]
-    remarks = [logging.getLogger(name) for name in ("diffusers.configuration_utils", *further)]
+    remarks = [logging.getLogger(name) for name in (*REMARKS, *further)]
     levels = [logger.level for logger in remarks]
     for library in libraries:
         library.disable_progress_bar()

@@ -23,6 +23,7 @@ import torch
 from harness import registry
 from harness.diffusion.base import Diffusion
 from harness.errors import HarnessError, PartError
+from harness.exact import exact_float32
 from harness.files import StoreError
 from harness.images import Encoded, decode, encode
 from harness.job import Job, MethodJob, MetricJob, ModelJob, Slot
@@ -56,9 +57,7 @@ class Worker:
         torch.set_num_threads(slot.threads)
         with contextlib.suppress(RuntimeError):  # can be set once a process only
             torch.set_num_interop_threads(1)
-        # float32 is float32 on a GPU too (convolutions there default to TF32), by the same kernels every time.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
+        exact_float32()
         sys.path[:0] = [folder for folder in job.sys_path if folder not in sys.path]
         self.job, self.slot = job, slot
         self.device = _device(slot.device)
