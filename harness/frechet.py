@@ -146,8 +146,12 @@ def _to_reference(mean: ArrayLike, cov: ArrayLike, mean2: Array, factor2: Array)
     return float(((mean - mean2) ** 2).sum() + np.trace(cov) + (factor2**2).sum() - 2.0 * trace)
 
 
-def frechet_distance_of(features: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> float:
+def frechet_distance_of(
+    features: ArrayLike, mean: ArrayLike, covariance: ArrayLike, *, factor: Array | None = None
+) -> float:
     """The Fréchet distance of `[N, D]` features to a reference's moments.
+
+    `factor` is `factor_of(covariance)`, for callers that compare many sets with one.
 
     With fewer rows than dimensions the sample covariance is singular; its factor (the centred rows) then gives
     tr √(S1 S2) as a nuclear norm, which is faster and keeps the digits that eigenvalues near zero lose.
@@ -156,10 +160,10 @@ def frechet_distance_of(features: ArrayLike, mean: ArrayLike, covariance: ArrayL
         ValueError: fewer than 2 rows, shapes that do not fit, or a value that is not finite.
     """
     rows = feature_rows(features)
+    mean2, factor2 = np.asarray(mean, np.float64), factor_of(covariance) if factor is None else factor
     if len(rows) > rows.shape[1]:
         moments = Moments.of(rows)
-        return frechet_distance(moments.mean, moments.covariance, mean, covariance)
-    mean2, factor2 = np.asarray(mean, np.float64), factor_of(covariance)
+        return _to_reference(moments.mean, moments.covariance, mean2, factor2)
     if mean2.shape != rows.shape[1:] or factor2.shape[0] != rows.shape[1]:
         raise ValueError(f"features have {rows.shape[1]} dimensions, the reference {mean2.size}")
     x = rows.astype(np.float64)
@@ -256,10 +260,12 @@ def jackknife_interval(
     return point - half, point + half
 
 
-def frechet_without(features: ArrayLike, group: ArrayLike, mean: ArrayLike, covariance: ArrayLike) -> Array:
-    """The Fréchet distances with each group of rows left out, `[g]`."""
+def frechet_without(
+    features: ArrayLike, group: ArrayLike, mean: ArrayLike, covariance: ArrayLike, *, factor: Array | None = None
+) -> Array:
+    """The Fréchet distances with each group of rows left out, `[g]`; `factor` as for `frechet_distance_of`."""
     x, labels, mean2 = feature_rows(features), np.asarray(group), np.asarray(mean, np.float64)
-    factor2, groups = factor_of(covariance), range(int(labels.max()) + 1)
+    factor2, groups = factor_of(covariance) if factor is None else factor, range(int(labels.max()) + 1)
     if len(x) <= x.shape[1]:
         x = x.astype(np.float64)
         y, trace2 = x @ factor2, float((factor2**2).sum())

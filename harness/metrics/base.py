@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from harness import artifacts
-from harness.frechet import jackknife_difference, jackknife_interval, prompt_groups
+from harness.frechet import factor_of, jackknife_difference, jackknife_interval, prompt_groups
 from harness.identity import digest
 from harness.prompts import Prompt
 from harness.weights import is_trained
@@ -139,6 +140,11 @@ class Reference:
     features: np.ndarray | None
     preprocessing: str
     sha256: str
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """The covariance's factor, which costs as much as a comparison with it."""
+        return factor_of(self.covariance)
 
 
 class DistributionMetric(Metric):

@@ -34,12 +34,12 @@ class Frechet(DistributionMetric):
     def distance(self, features: np.ndarray, reference: Reference | None) -> float:
         """The distance of float32 `[N, D]` features, N at least 2."""
         known = needed(reference, self.name)
-        return frechet_distance_of(features, known.mean, known.covariance)
+        return frechet_distance_of(features, known.mean, known.covariance, factor=known.factor)
 
     def without(self, features: np.ndarray, group: np.ndarray, reference: Reference | None) -> np.ndarray:
         """From one pass over the moments."""
         known = needed(reference, self.name)
-        return frechet_without(features, group, known.mean, known.covariance)
+        return frechet_without(features, group, known.mean, known.covariance, factor=known.factor)
 
 
 class GaussianMMD(DistributionMetric):
