@@ -1,6 +1,6 @@
 """What a study found, in words and tables, written from its rows and from nothing else.
 
-    python -m harness.analysis.findings results/studies/shapes-methods.parquet docs/findings-shapes.md
+    python -m harness.analysis.findings results/studies/shapes-methods.parquet docs/findings/shapes-methods.md
 
 ROWS is a Parquet or CSV file of per-sample scores (model, method, prompts, prompt_id, category, seed, metric,
 value, nfe, seconds, and `judge` where a method chose by a metric), as `export` writes it; table records of the
