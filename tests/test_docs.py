@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import benchmark, run
+from harness import benchmark, registry, run
 from harness.diffusion.base import Step
 from harness.display import Display
 from harness.guidance.base import COND, UNCOND
@@ -55,3 +55,11 @@ def test_the_guidance_of_the_page_is_the_paper_s(reader: Path) -> None:
     c, u = torch.randn((2, 3, 4, 8, 8), generator=generator)
     found = Rescaled(5, 0.7).combine({COND: c, UNCOND: u}, c, Step(0, 1, 1.0, 999)).prediction
     torch.testing.assert_close(found, rescale_noise_cfg(u + 5 * (c - u), c, 0.7))
+
+
+def test_every_metric_and_method_has_its_row() -> None:
+    for page, kinds in (("metrics.md", ["metric"]), ("methods.md", ["noise", "guidance"])):
+        text = (DOCS / page).read_text()
+        for kind in kinds:
+            missing = [name for name in registry.BUILTIN[kind] if f"`{name}`" not in text]
+            assert not missing, page
