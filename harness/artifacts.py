@@ -175,10 +175,11 @@ def paths(name: str) -> list[Path]:
 
 
 def content(name: str) -> str:
-    """The digest of an artifact's files, wherever they lie; a path counts as an artifact of its folder or file."""
-    place = find(name)
-    folder = place.parent if place.is_file() else place
-    return digest({path.relative_to(folder).as_posix(): weights.sha256_of(path) for path in paths(name)})
+    """The digest of an artifact's files, wherever they lie; of a single file its SHA-256, whatever its name."""
+    place, found = find(name), paths(name)
+    if len(found) == 1:
+        return weights.sha256_of(found[0])
+    return digest({path.relative_to(place).as_posix(): weights.sha256_of(path) for path in found})
 
 
 def file_of(name: str, suffix: str = "") -> Path:

@@ -90,10 +90,11 @@ def test_only_what_is_missing_is_fetched(hub: Server, home: Path) -> None:
     assert (home / "clip-b-32" / MODEL).read_bytes() == b"put there by hand"
 
 
-def test_a_file_here_of_a_wrong_size_is_told(home: Path) -> None:
-    (home / "aesthetic").mkdir(parents=True)
-    (home / "aesthetic" / "sac+logos+ava1-l14-linearMSE.pth").write_bytes(b"cut")
-    ((_, failure),) = fetch.fetch(["aesthetic"])
+def test_a_file_here_of_a_wrong_size_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogued(monkeypatch, "thing", File(path="head.pth", size=3_714_759))
+    (home / "thing").mkdir(parents=True)
+    (home / "thing" / "head.pth").write_bytes(b"cut")
+    ((_, failure),) = fetch.fetch(["thing"])
     assert "3 bytes, expected 3,714,759: remove it" in str(failure)
 
 

@@ -76,7 +76,7 @@ def test_moments_alone_by_default(tmp_path: Path) -> None:
     assert read_reference(path).features is None
     assert read_reference(path).count == 7
     metric = load_metric(CMMD, statistics="mine")
-    with pytest.raises(ValueError, match="CMMD needs its features"):
+    with pytest.raises(ValueError, match="cmmd-shapes-clip needs its features"):
         metric.distance(np.zeros((3, len(read_reference(path).mean)), np.float32), metric.reference())
 
 

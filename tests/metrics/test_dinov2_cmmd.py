@@ -30,7 +30,7 @@ def dinov2(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
-    return tiny_openclip.write_openai(tmp_path_factory.mktemp("clip"), settings=CLIP)
+    return tiny_openclip.write_openai(tmp_path_factory.mktemp("clip"), seed=0, settings=CLIP)
 
 
 def _opened(name: str, weights: Path):
