@@ -35,7 +35,6 @@ from harness.metrics import clip_pixels
 from harness.metrics.clip import Embedder
 from harness.metrics.load import load_metric
 from harness.quiet import quiet
-from harness.worker import SCORE_BATCH
 from tests.metrics import tiny_openclip, tiny_pickscore
 
 SEEDS = 5  # images of a prompt
@@ -98,7 +97,7 @@ def compare(title: str, name: str, parameters: dict[str, str], loop: Loop | None
 
     def ours() -> list[float]:
         metric.clip.texts.clear()
-        parts = [slice(i, i + SCORE_BATCH) for i in range(0, len(images), SCORE_BATCH)]
+        parts = [slice(i, i + metric.batch) for i in range(0, len(images), metric.batch)]
         return [value for part in parts for value in metric.score(images[part], prompts[part]).values]
 
     def timed(do: Callable[[], list[float]]) -> tuple[float, np.ndarray]:
