@@ -1,4 +1,8 @@
-"""What tests of several files share."""
+"""What tests of several files share.
+
+Tests that start Ray stand in two groups of about equal length, `ray-runs` and `ray-engine`: those of a group run one
+after the other, so that two processes of tests never have more than two Rays on the machine.
+"""
 
 import os
 import signal

@@ -10,7 +10,7 @@ from harness.display import Display
 from harness.store import Store
 from tests.tiny import tiny_stable_diffusion
 
-pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each Ray takes the whole machine
+pytestmark = pytest.mark.xdist_group("ray-runs")  # see tests/conftest.py
 FILE = Path(__file__).parent.parent.parent / "shared" / "data" / "drawbench" / "drawbench.csv"
 
 

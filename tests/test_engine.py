@@ -23,7 +23,7 @@ from harness.job import Job, ModelJob, Slot
 from harness.units import Report
 from tests.light import LightActor, light_unit, within
 
-pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each Ray takes the whole machine
+pytestmark = pytest.mark.xdist_group("ray-engine")  # see tests/conftest.py
 ROOT = Path(__file__).parent.parent
 CPU = ModelJob("fake", "", slot=Slot("cpu"))
 

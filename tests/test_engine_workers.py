@@ -17,7 +17,7 @@ from tests.fakes import part, unit
 from tests.light import within
 from tests.test_worker import make_job
 
-pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each Ray takes the whole machine
+pytestmark = pytest.mark.xdist_group("ray-engine")  # see tests/conftest.py
 
 
 def test_every_unit_once_and_the_same_on_two_workers_as_in_this_process(cluster: None, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import yaml
 from harness.store import DETERMINISTIC, Store
 from tests.tiny import tiny_stable_diffusion
 
-pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each Ray takes the whole machine
+pytestmark = pytest.mark.xdist_group("ray-runs")  # see tests/conftest.py
 ROOT = Path(__file__).parent.parent
 SLOW = '''
 import time

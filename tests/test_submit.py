@@ -18,7 +18,7 @@ import yaml
 
 from tests.tiny import tiny_stable_diffusion
 
-pytestmark = pytest.mark.xdist_group("ray")  # one after the other: each Ray takes the whole machine
+pytestmark = pytest.mark.xdist_group("ray-engine")  # see tests/conftest.py
 ROOT = Path(__file__).parent.parent
 
 
