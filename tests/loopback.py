@@ -27,7 +27,10 @@ class Page:
 
 
 class Server(ThreadingHTTPServer):
-    """Pages by path; every answer is noted as (path, request headers, status, bytes of the body that were sent)."""
+    """Pages by path; every answer is noted as (path, request headers, status, bytes of the body that it sends).
+
+    It is noted before its first byte leaves: whoever has read an answer finds it noted.
+    """
 
     daemon_threads = True
 
@@ -77,7 +80,8 @@ class Handler(BaseHTTPRequestHandler):
             start = int(asked[1])
             status = 206 if start < len(data) else 416
         body = data[start:] if status in (200, 206) else b""
-        sent = 0
+        cut = page.cuts.pop(0) if page.cuts and body else len(body)
+        self.server.noted.append((path, dict(self.headers), status, min(cut, len(body))))
         try:
             self.send_response(status)
             if page.length:
@@ -89,20 +93,14 @@ class Handler(BaseHTTPRequestHandler):
             for key, value in page.headers.items():
                 self.send_header(key, value)
             self.end_headers()
-            cut = page.cuts.pop(0) if page.cuts and body else len(body)
-            first = body[:cut]
-            if page.wait is not None:
-                first = body[: cut // 2]
-            self.wfile.write(first)
-            sent = len(first)
+            half = cut // 2 if page.wait is not None else cut
+            self.wfile.write(body[:half])
             if page.wait is not None:
                 self.wfile.flush()
                 page.wait.wait(60)
-                self.wfile.write(body[sent:cut])
-                sent = cut
+                self.wfile.write(body[half:cut])
         except OSError:  # the client has gone
             pass
-        self.server.noted.append((path, dict(self.headers), status, sent))
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
