@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from harness import artifacts
+from harness.errors import HarnessError
 from harness.frechet import factor_of, jackknife_difference, jackknife_interval, prompt_groups
 from harness.identity import digest
 from harness.prompts import Prompt
@@ -47,6 +48,16 @@ class Metric(ABC):
 
     def open(self, device: str = "cpu") -> None:  # noqa: B027 - not every metric has weights
         """Loads what scoring needs; called once in the process that scores."""
+
+    def loaded(self, attribute: str) -> Any:
+        """What `open` has kept under a name.
+
+        Raises:
+            HarnessError: the metric is not open.
+        """
+        if not hasattr(self, attribute):
+            raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
+        return getattr(self, attribute)
 
     def missing(self) -> str | None:
         """None when `open` can succeed here; otherwise what is missing and the command that gets it."""

@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 
 from harness import artifacts
-from harness.errors import HarnessError
 from harness.metrics import clip, openclip
 from harness.metrics.base import PairedMetric
 
@@ -38,7 +37,5 @@ class CLIPSimilarity(PairedMetric):
 
     def compare(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
         """The cosine of each pair, in float64."""
-        if not hasattr(self, "_clip"):
-            raise HarnessError("clip-s is not open: call open(device) first, or use load_metric")
-        embedded = [self._clip.images(side) for side in (images, references)]
+        embedded = [self.loaded("_clip").images(side) for side in (images, references)]
         return np.asarray(clip.cosine(*embedded).cpu().numpy())

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness import artifacts
-from harness.errors import HarnessError
 from harness.metrics import openclip
 from harness.metrics.clip import stills
 from harness.metrics.clip_pixels import normalised
@@ -53,8 +52,6 @@ class CMMD(GaussianMMD, FeatureMetric):
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[B, 1, H, W, 3]` to embeddings of length 1, float32 `[B, D]`, D = 768 of ViT-L."""
-        if not hasattr(self, "_clip"):
-            raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
-        clip: openclip.OpenClip = self._clip
+        clip: openclip.OpenClip = self.loaded("_clip")
         embedded = clip.images(stills(images, self.name), lambda x: normalised(central_square(x, clip.size)))
         return np.asarray(functional.normalize(embedded).cpu().numpy(), np.float32)

@@ -66,9 +66,7 @@ class FDDINOv2(Frechet, FeatureMetric):
     @torch.no_grad()
     def features(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[B, 1, H, W, 3]` to float32 `[B, D]`, D = 1024 of ViT-L."""
-        if not hasattr(self, "_network"):
-            raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
-        network: Any = self._network
+        network = self.loaded("_network")
         shown = stills(images, self.name)
         found = [np.zeros((0, network.config.hidden_size), np.float32)]
         for first in range(0, len(shown), CHUNK):

@@ -63,9 +63,8 @@ class _ShapesCLIP(DistributionMetric):
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Projected image embeddings, float32 `[B, D]`, not normalised."""
-        if not hasattr(self, "_clip"):
-            raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
-        return np.asarray(self._clip.images(clip.stills(images, self.name)).cpu().numpy(), np.float32)
+        shown = clip.stills(images, self.name)
+        return np.asarray(self.loaded("_clip").images(shown).cpu().numpy(), np.float32)
 
     def reference(self) -> Reference:
         """The features of ground-truth renders that ship, or those that the parameter names."""

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import HarnessError
 from harness.metrics.base import SampleMetric, Scores
 from harness.metrics.clip import Embedder, cosine, stills, text_rows
 from harness.prompts import Prompt, as_prompts
@@ -45,9 +44,7 @@ class EmbeddingScorer(SampleMetric):
     @property
     def clip(self) -> Embedder:
         """The CLIP. Raises HarnessError before `open`."""
-        if not hasattr(self, "_clip"):
-            raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
-        return self._clip  # type: ignore[no-any-return]
+        return self.loaded("_clip")  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def score(self, images: np.ndarray, prompts: Sequence[Prompt | str]) -> Scores:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from harness import artifacts
-from harness.errors import HarnessError
 from harness.metrics.base import SampleMetric, Scores
 from harness.metrics.clip import stills
 from harness.metrics.geneval_rules import CLASSES, Detection, judge, kept, threshold
@@ -59,8 +58,6 @@ class GenEval(SampleMetric):
 
     def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         """Judges each still; NaN, with the reason in the detail, where the prompt's truth says nothing to judge."""
-        if not hasattr(self, "_detect"):
-            raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
         values = np.full(len(prompts), np.nan)
@@ -77,8 +74,8 @@ class GenEval(SampleMetric):
 
     def _judged(self, image: np.ndarray, truth: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         above = threshold(truth)
-        objects = kept(self._detect(image, above), above)  # type: ignore[attr-defined]
-        reasons = judge(truth, objects, lambda found, name: self._colours(image, found, name))  # type: ignore[attr-defined]
+        objects = kept(self.loaded("_detect")(image, above), above)
+        reasons = judge(truth, objects, lambda found, name: self.loaded("_colours")(image, found, name))
         asked = dict.fromkeys(clause["class"] for clause in _clauses(truth))
         seen = [
             {"class": name, "score": round(d.score, 4), "box": list(d.box)}

@@ -73,9 +73,7 @@ class Inception(FeatureMetric):
     @torch.no_grad()
     def features(self, images: np.ndarray) -> np.ndarray:
         """uint8 `[B, 1, H, W, 3]` to float32 `[B, 2048]`."""
-        if not hasattr(self, "_network"):
-            raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
-        model: nn.Sequential = self._network
+        model: nn.Sequential = self.loaded("_network")
         device = next(model.parameters()).device
         shown = stills(images, self.name)
         found = [np.zeros((0, 2048), np.float32)]

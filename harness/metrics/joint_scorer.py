@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import HarnessError
 from harness.metrics.base import SampleMetric, Scores
 from harness.metrics.clip import stills
 from harness.prompts import Prompt, as_prompts
@@ -57,9 +56,7 @@ class JointScorer(SampleMetric, Generic[M]):
     @property
     def model(self) -> M:
         """The network. Raises HarnessError before `open`."""
-        if not hasattr(self, "_loaded"):
-            raise HarnessError(f"{self.name} is not open: call open(device) first, or use load_metric")
-        return self._loaded  # type: ignore[no-any-return]
+        return self.loaded("_loaded")  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def score(self, images: np.ndarray, prompts: Sequence[Prompt | str]) -> Scores:

@@ -65,19 +65,17 @@ class LPIPS(PairedMetric):
     @torch.no_grad()
     def compare(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
         """The distance of each pair, computed in float32. Raises ValueError where an image is too small."""
-        if not hasattr(self, "_trunk"):
-            raise HarnessError("lpips is not open: call open(device) first, or use load_metric")
         height, width = images.shape[1:3]
         if min(height, width) < SMALLEST:
             raise ValueError(f"lpips needs images of at least {SMALLEST} x {SMALLEST} pixels, got {width} x {height}")
-        heads: list[Tensor] = self._heads  # type: ignore[attr-defined]
+        heads: list[Tensor] = self.loaded("_heads")
         both = zip(heads, self._taps(images), self._taps(references), strict=True)
         parts = [functional.conv2d((_unit(a) - _unit(b)) ** 2, head).mean(dim=(1, 2, 3)) for head, a, b in both]
         return np.asarray(torch.stack(parts).sum(dim=0).double().cpu().numpy())
 
     def _taps(self, images: np.ndarray) -> Iterator[Tensor]:
         """The features of uint8 `[N, H, W, 3]` after each ReLU."""
-        trunk: dict[str, Tensor] = self._trunk  # type: ignore[attr-defined]
+        trunk: dict[str, Tensor] = self.loaded("_trunk")
         device = trunk["features.0.weight"].device
         x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
         x = (x - x.new_tensor(SHIFT)[:, None, None]) / x.new_tensor(SCALE)[:, None, None]
