@@ -99,6 +99,8 @@ def _prompt(path: Path, placed: Row, roles: dict[str, str], allow_empty: bool) -
         raise wrong("id", f"a whole number or a text of 1 to {LONGEST_ID} characters without control characters")
     if "id" in roles and ("/" in key or "\\" in key or key in (".", "..")):
         raise wrong("id", "a name and not a path (without '/' and '\\')")
+    if not _inside(key):  # of a category's name in a JSON file
+        raise wrong("id", "a category that is no path")
 
     category = value("category")
     if category is not None:
