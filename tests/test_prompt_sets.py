@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def real(name: str) -> Path:
 def load(name: str, path: Path | None = None, **selection: Any) -> list[Prompt]:
     spec = PromptSpec(set=name, path=None if path is None else str(path), **selection)
     return list(prompts.load(spec, Path()).prompts)
+
+
+@cache
+def whole(name: str) -> list[Prompt]:
+    """The set from its real file, read once."""
+    return load(name, real(name) if name in REAL else None)
 
 
 # ---- manifests ----
@@ -131,7 +138,7 @@ def test_a_wrong_manifest_is_refused(change: dict[str, Any], expected: str) -> N
 
 @pytest.mark.parametrize("name", sorted(SHEET))
 def test_a_set_loads_with_the_counts_of_the_sheet(name: str) -> None:
-    loaded = load(name, real(name) if name in REAL else None)
+    loaded = whole(name)
     rows, categories, last, distinct = SHEET[name]
     assert len(loaded) == len({prompt.id for prompt in loaded}) == rows
     assert len({prompt.category for prompt in loaded} - {None}) == categories
@@ -157,29 +164,29 @@ def by_other_means() -> dict[str, Callable[[Path], list[str]]]:
 
 @pytest.mark.parametrize("name", sorted(by_other_means()))
 def test_the_texts_are_those_that_another_parser_reads(name: str) -> None:
-    assert [prompt.text for prompt in load(name, real(name))] == by_other_means()[name](real(name))
+    assert [prompt.text for prompt in whole(name)] == by_other_means()[name](real(name))
 
 
 def test_what_is_odd_about_the_real_files() -> None:
-    gary = [p for p in load("drawbench", real("drawbench")) if p.category == "Gary Marcus et al."]
+    gary = [p for p in whole("drawbench") if p.category == "Gary Marcus et al."]
     assert len(gary) == 10  # the file has a trailing blank
-    pick = load("pick-a-pic", real("pick-a-pic"))
-    pick_v2 = load("pick-a-pic-v2", real("pick-a-pic-v2"))
+    pick = whole("pick-a-pic")
+    pick_v2 = whole("pick-a-pic-v2")
     assert len({p.text for p in pick} & {p.text for p in pick_v2}) == 23
-    golden, hpd = load("hpdv2-golden-noise", real("hpdv2-golden-noise")), load("hpdv2", real("hpdv2"))
+    golden, hpd = whole("hpdv2-golden-noise"), whole("hpdv2")
     assert len({p.text for p in golden} & {p.text for p in hpd}) == 4  # one more than a CSV reader finds
     assert {"Klimt, Nixeu," in p.text for p in golden[1:2]} == {True}  # a comma that is not quoted
     assert sum(len({p.text for p in hpd if p.category == style}) for style in ("anime", "photo")) == 781 + 800
-    labels = load("imagenet", real("imagenet"))
+    labels = whole("imagenet")
     assert [(p.class_label, p.text.split(",")[0]) for p in (labels[0], labels[207], labels[388], labels[999])] == [
         (0, "tench"), (207, "golden retriever"), (388, "giant panda"), (999, "toilet tissue")
     ]
-    truth = load("geneval", real("geneval"))[0].truth
+    truth = whole("geneval")[0].truth
     assert truth == {
         "tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"
     }
-    assert load("noise-diffusion-simple", real("noise-diffusion-simple"))[0].columns == {"indices": [2, 5]}
-    assert load("coco-30k", real("coco-30k"), first=1)[0].columns["evaluation_seed"] == "41337"
+    assert whole("noise-diffusion-simple")[0].columns == {"indices": [2, 5]}
+    assert whole("coco-30k")[0].columns["evaluation_seed"] == "41337"
 
 
 def test_the_first_hundred_of_pick_a_pic_are_its_first_rows() -> None:
@@ -199,7 +206,7 @@ def test_categories_and_samples_of_a_real_set() -> None:
 
 
 def test_the_two_lists_called_pick_a_pic_are_told_apart() -> None:
-    with pytest.raises(HarnessError, match="this is pick-a-pic-v2's file; write .*set: pick-a-pic-v2"):
+    with pytest.raises(HarnessError, match=r"this is pick-a-pic-v2's file; write .*set: pick-a-pic-v2"):
         load("pick-a-pic", real("pick-a-pic-v2"))
     with pytest.raises(HarnessError, match="this is pick-a-pic's file"):
         load("pick-a-pic-v2", real("pick-a-pic"))
@@ -208,7 +215,7 @@ def test_the_two_lists_called_pick_a_pic_are_told_apart() -> None:
 
 
 def test_the_four_styles_and_the_joined_list_are_one_set() -> None:
-    joined = load("hpdv2", real("hpdv2"))
+    joined = whole("hpdv2")
     styles = load("hpdv2", real("hpdv2").parent, first=3200)
     assert [(p.id, p.text, p.category) for p in joined] == [(p.id, p.text, p.category) for p in styles]
 
@@ -228,7 +235,7 @@ def test_four_styles_in_other_bytes_are_accepted_by_their_prompts(tmp_path: Path
 
 
 def test_dpg_bench_from_its_official_folder(tmp_path: Path) -> None:
-    one_file = load("dpg-bench", real("dpg-bench"))
+    one_file = whole("dpg-bench")
     folder = tmp_path / "prompts"
     folder.mkdir()
     for prompt in one_file:
