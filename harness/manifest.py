@@ -11,15 +11,20 @@ import yaml
 from harness.benchmark import resources
 from harness.weights import must_be_inside
 
+WHERE = "HARNESS_PROMPTS"  # chooses another folder for prompt sets
+
 
 def home() -> Path:
     """Where fetched prompt files lie, a folder a set: `HARNESS_PROMPTS`, else the user's cache."""
-    named = os.environ.get("HARNESS_PROMPTS")
+    named = os.environ.get(WHERE)
     return Path(named).expanduser() if named else Path.home() / ".cache" / "diffusion-noise-harness" / "prompts"
 
 
 class DataFile(pydantic.BaseModel):
-    """One file of a prompt set. `category` is that of all its prompts, where the file says it by its name."""
+    """One file of a prompt set. `category` is that of all its prompts, where the file says it by its name.
+
+    `url` gives the file itself, or the zip `archive` whose `member` it is; size and hash are always the file's own.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
@@ -28,10 +33,16 @@ class DataFile(pydantic.BaseModel):
     size: int | None = None  # bytes
     sha256: str | None = None
     category: str | None = None
+    archive: str | None = None
+    member: str | None = None
 
     @pydantic.model_validator(mode="after")
     def _inside(self) -> DataFile:
-        must_be_inside(self.path)
+        for path in (self.path, self.archive, self.member):
+            if path is not None:
+                must_be_inside(path)
+        if (self.archive is None) != (self.member is None) or (self.archive and not self.url):
+            raise ValueError("an 'archive' needs its 'member' and its 'url'")
         return self
 
 
@@ -55,6 +66,11 @@ class Manifest(pydantic.BaseModel):
         """Where its files lie: beside the manifest where they ship, else in the user's cache."""
         beside = resources("datasets")
         return beside if all((beside / file.path).is_file() for file in self.files) else home() / self.name
+
+    @property
+    def here(self) -> bool:
+        """Whether all its files are on this machine."""
+        return all((self.folder / file.path).is_file() for file in self.files)
 
 
 def known() -> dict[str, Path]:

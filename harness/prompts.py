@@ -1,16 +1,16 @@
 """Prompt sets: an ordered list of prompts with ids, from a manifest under `datasets/` or a user's own file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from harness import manifest as manifests
+from harness import prompt_sources
 from harness.benchmark import PromptSpec
 from harness.errors import HarnessError
 from harness.identity import seed64
 from harness.prompt_files import Prompt, read_file
 from harness.registry import nearest
-from harness.weights import sha256_of
 
 __all__ = ["Prompt", "PromptSet", "as_prompts", "load", "select"]
 
@@ -23,13 +23,20 @@ def as_prompts(given: "str | Sequence[str | Prompt]") -> list[Prompt]:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in order. `id` seeds their noise; `nsfw` marks lists whose images reports should blur; the prompts'
-    own images are named from `folder`."""
+    """Prompts in order. `id` seeds their noise; `nsfw` marks lists whose images are blurred where they are shown; the
+    prompts' own images are named from `folder`."""
 
     id: str
     prompts: tuple[Prompt, ...]
     nsfw: bool = False
     folder: Path = Path()
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 by file name
+    revision: str | None = None  # the commit of a data set on the Hub
+
+    def definition(self) -> dict[str, Any]:
+        """What a run keeps of it."""
+        revision = {"revision": self.revision} if self.revision else {}
+        return {"set": self.id, "files": self.files, "nsfw": self.nsfw} | revision
 
 
 def load(spec: PromptSpec, folder: Path) -> PromptSet:
@@ -38,32 +45,16 @@ def load(spec: PromptSpec, folder: Path) -> PromptSet:
     Raises:
         HarnessError: unknown set, missing or changed file, a malformed or repeated row, or nothing selected.
     """
-    if spec.set in manifests.known():
-        manifest = manifests.load(spec.set)
-        paths = [folder / spec.path] if spec.path else [manifest.folder / file.path for file in manifest.files]
-        for path, file in zip(paths, manifest.files, strict=True):
-            if not path.is_file():
-                raise HarnessError(
-                    f"prompt set {spec.set!r}: no file {path}. Its source is {manifest.source}; save it and add "
-                    f"'path: FILE' to the benchmark's prompts"
-                )
-            if file.sha256 and sha256_of(path) != file.sha256:
-                raise HarnessError(
-                    f"prompt set {spec.set!r}: {path} is not the file that its manifest names: SHA-256 is "
-                    f"{sha256_of(path)}, expected {file.sha256}"
-                )
-        form, columns, nsfw = manifest.format, manifest.columns, manifest.nsfw
-    elif spec.path:
-        paths, form, columns, nsfw = [folder / spec.path], Path(spec.path).suffix.lstrip("."), {}, False
-        if not paths[0].is_file():
-            raise HarnessError(f"prompt set {spec.set!r}: no file {paths[0]}")
-    else:
+    source = prompt_sources.find(spec, folder)
+    prompt_sources.verify(source, spec.accept)
+    prompts = [prompt for path in source.paths for prompt in read_file(path, source.form, source.columns)]
+    if source.manifest and not spec.accept and len(prompts) != source.manifest.rows:
         raise HarnessError(
-            f"unknown prompt set {spec.set!r}: {nearest(spec.set, sorted(manifests.known()))} "
-            f"(for a file of your own add 'path: FILE')"
+            f"prompt set {spec.set!r}: {source.paths[0].parent} holds {len(prompts):,} prompts, its manifest says "
+            f"{source.manifest.rows:,}; to take them all the same run with --accept LABEL"
         )
-    prompts = [prompt for path in paths for prompt in read_file(path, form, columns)]
-    return PromptSet(spec.set, tuple(select(prompts, spec)), nsfw, paths[0].parent.resolve())
+    place = source.paths[0].parent.resolve()
+    return PromptSet(source.id, tuple(select(prompts, spec)), source.nsfw, place, source.hashes(), source.revision)
 
 
 def select(prompts: list[Prompt], spec: PromptSpec) -> list[Prompt]:

@@ -93,7 +93,7 @@ class Resolved:
         return {
             "models": {label: model.identity for label, model in self.models.items()},
             "methods": {label: method.identity for label, method in self.methods.items()},
-            "prompts": {label: {"set": prompts.id} for label, prompts in self.prompts.items()},
+            "prompts": {label: prompts.definition() for label, prompts in self.prompts.items()},
             "run": {"seeding": {"seeding": self.benchmark.seeding}},
         }
 
@@ -120,6 +120,7 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
             prompts[label] = prompt_sets.load(chosen, source.parent)
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
+    problems += _same_name(prompts)
     metrics = _metrics(benchmark, problems)
     methods = {}
     for label, method in benchmark.methods.items():
@@ -142,6 +143,20 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
     if problems:
         raise HarnessError("\n".join(f"{source}: {problem}" for problem in problems))
     return Resolved(benchmark, models, methods, prompts, metrics, search)
+
+
+def _same_name(prompts: dict[str, PromptSet]) -> list[str]:
+    """Prompts of two files under one set's name would share their ids, noise and samples."""
+    found = []
+    first: dict[str, str] = {}
+    for label, chosen in prompts.items():
+        other = first.setdefault(chosen.id, label)
+        if list(prompts[other].files.values()) != list(chosen.files.values()):
+            found.append(
+                f"prompts.{label}: is set {chosen.id!r} like prompts.{other}, but from another file: call one of them "
+                f"otherwise, {{set: NAME, path: FILE}}"
+            )
+    return found
 
 
 def _model(place: str, spec: ModelSpec) -> ResolvedModel:

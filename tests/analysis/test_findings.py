@@ -143,9 +143,9 @@ def test_figures_leave_out_what_has_no_value(tmp_path):
 def test_grid_places_every_image():
     red, blue = (np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
     labels = ["a red circle above a very long description of something else", "b"]
-    out = figures.grid([[red, blue], [None, Image.fromarray(red)]], ["cfg", "none"], labels, cell=128)
+    out = figures.grid([[red, blue], [None, Image.fromarray(red)]], ["cfg", "none"], labels, blur=False, cell=128)
     colours = dict((colour, count) for count, colour in out.getcolors(100_000))
     assert colours[255, 0, 0] == 2 * 128 * 128
     assert colours[0, 0, 255] == 128 * 128
     with pytest.raises(ValueError, match="labels"):
-        figures.grid([[red]], ["a"], ["b", "c"])
+        figures.grid([[red]], ["a"], ["b", "c"], blur=False)
