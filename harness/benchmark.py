@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import HarnessError
-from harness.prompt_files import FORMATS
+from harness.prompt_formats import SUFFIXES
 from harness.registry import nearest
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -30,7 +30,7 @@ def _label(value: str) -> str:
 
 
 def _is_path(name: str) -> bool:
-    return "/" in name or os.sep in name or PurePath(name).suffix.lstrip(".") in FORMATS
+    return "/" in name or os.sep in name or PurePath(name).suffix.lower() in SUFFIXES
 
 
 class Strict(BaseModel):

@@ -63,8 +63,9 @@ def lines(listed: list[dict[str, Any]]) -> list[str]:
 def _facts(entry: dict[str, Any]) -> str:
     if "rows" not in entry:
         return ""
-    return f"{entry['rows']:>6,}  {'here' if entry['here'] else 'not here':<8}  {'nsfw' if entry['nsfw'] else '':<4}  "
+    here, mark = "here" if entry["here"] else "not here", "nsfw" if entry["nsfw"] else ""
+    return f"{entry['rows'] or '?':>6}  {here:<8}  {mark:<4}  "
 
 
 def _licence(entry: dict[str, Any]) -> str:
-    return f" ({entry['licence']})" if "licence" in entry else ""
+    return f"; licence: {entry['licence']}" if "licence" in entry else ""

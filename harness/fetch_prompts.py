@@ -5,14 +5,13 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from harness import hub_prompts
+from harness import hub_prompts, prompts
 from harness import manifest as manifests
-from harness.benchmark import HUB
+from harness.benchmark import HUB, PromptSpec
 from harness.download import SUMS, Downloader, Unreachable, alone, must_fit, sums, write_sums
 from harness.errors import HarnessError
 from harness.files import rename, writing
 from harness.manifest import DataFile, Manifest, home
-from harness.prompt_sources import how_to_get
 from harness.weights import sha256_of
 
 LARGEST = 1 << 31  # bytes of a member of an archive whose size is not known
@@ -20,10 +19,10 @@ PIECE = 1 << 20
 
 
 def fetch(name: str, verify: bool = False) -> str:
-    """Gets what a set lacks here, and compares what is here with its manifest; says what was done.
+    """Gets what a set lacks here, reads it and compares it with its manifest; says what was done.
 
-    `name` is a known set, or `hub:ORGANISATION/NAME` with `@REVISION` where one is wanted. `verify` also compares the
-    files whose hash the manifest does not know with what was fetched.
+    `name` is a known set, or `hub:ORGANISATION/NAME` with `@REVISION` where one is wanted. `verify` compares the files
+    also with the hashes that were kept when they were fetched.
 
     Raises:
         HarnessError: a file cannot be had, or is not what it should be. What is finished is kept.
@@ -32,24 +31,34 @@ def fetch(name: str, verify: bool = False) -> str:
     if name.startswith(HUB):
         hub_id, _, revision = name.removeprefix(HUB).partition("@")
         folder, here = hub_prompts.fetch(hub_id, revision or None, downloader)
-        return _said(name, folder, here, _compare(folder, {}, verify))
+        if verify:
+            _compare(folder)
+        return f"{name}: {'is here already, in' if here else 'fetched into'} {folder}"
     manifest = manifests.load(name)
-    known = {file.path: file for file in manifest.files}
-    if manifest.folder != home() / name:
-        compared = _compare(manifest.folder, known, verify)
-        return f"prompt set {name}: comes with this package, in {manifest.folder}{compared}"
-    with alone(home(), name, downloader):
-        lacking = [file for file in manifest.files if not (manifest.folder / file.path).is_file()]
-        for file in lacking:
-            if file.url:
-                _file(manifest, file, downloader)
+    here = manifest.here
+    if not here:
+        with alone(home(), name, downloader):
+            _fetch(manifest, downloader)
+    elif verify:
+        _compare(manifest.folder)
+    read = prompts.load(PromptSpec.model_validate(name), Path())
+    done = "is here already, in" if here else "fetched into"
+    return f"prompt set {name}: {done} {manifest.folder}, {len(read.prompts):,} prompts, {_known(manifest)}"
+
+
+def _known(manifest: Manifest) -> str:
+    if manifest.prompts_sha256 or all(file.sha256 for file in manifest.files):
+        return "verified"
+    return "their number verified" if manifest.rows else "not verified: nothing is known of them"
+
+
+def _fetch(manifest: Manifest, downloader: Downloader) -> None:
+    lacking = [file for file in manifest.files if not (manifest.folder / file.path).exists()]
+    for file in lacking:
+        if file.url:
+            _file(manifest, file, downloader)
     if any(not file.url for file in lacking):
-        raise HarnessError(f"prompt set {name}: {how_to_get(manifest)}")
-    return _said(f"prompt set {name}", manifest.folder, not lacking, _compare(manifest.folder, known, verify))
-
-
-def _said(what: str, folder: Path, here: bool, compared: str) -> str:
-    return f"{what}: {'is here already, in' if here else 'fetched into'} {folder}{compared}"
+        raise HarnessError(f"prompt set {manifest.name}: {manifest.how_to_get}")
 
 
 def _file(manifest: Manifest, file: DataFile, downloader: Downloader) -> None:
@@ -101,19 +110,12 @@ def _unpack(folder: Path, file: DataFile) -> None:
     write_sums(folder, kept | {file.path: digest})
 
 
-def _compare(folder: Path, known: dict[str, DataFile], verify: bool) -> str:
-    """Compares the files here with what is known of them; says what was compared."""
-    kept = sums(folder) if verify else {}
-    compared = 0
-    for path in sorted({*known, *kept}):
-        stated = known.get(path)
-        expected, found = (stated.sha256 if stated else None) or kept.get(path), folder / path
-        if expected and not found.is_file():
-            raise HarnessError(f"{found} is listed in {folder / SUMS} and is not there: remove that list")
-        if expected and sha256_of(found) != expected:
-            raise HarnessError(
-                f"{found} is not the file that is expected there (SHA-256 {sha256_of(found)}, expected {expected}): "
-                f"remove it and fetch it again, or run with --accept LABEL"
-            )
-        compared += bool(expected)
-    return f", {compared} of its hashes verified" if compared else ""
+def _compare(folder: Path) -> None:
+    """Compares files with the hashes that were kept when they were fetched."""
+    for path, expected in sums(folder).items():
+        if not (folder / path).is_file():
+            raise HarnessError(f"{folder / path} is gone, though {SUMS} beside it lists it: remove that line or fetch "
+                               f"the file again")
+        if sha256_of(folder / path) != expected:
+            raise HarnessError(f"{folder / path} has changed since it was fetched (SHA-256 {sha256_of(folder / path)}, "
+                               f"then {expected}): remove it and fetch it again")

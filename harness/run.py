@@ -16,7 +16,8 @@ import yaml
 
 import harness
 from harness import benchmark as benchmarks
-from harness import prompt_sources, registry
+from harness import prompts as prompt_sets
+from harness import registry
 from harness.analysis import tables
 from harness.benchmark import Benchmark, TableSpec, named
 from harness.display import Display
@@ -101,7 +102,7 @@ def _accepting(benchmark: Benchmark, accept: tuple[str, ...], path: Path, displa
     for label in accept:
         if label not in prompts:
             raise HarnessError(f"--accept {label}: no such label of prompts: {registry.nearest(label, list(prompts))}")
-        hashes = prompt_sources.to_accept(prompt_sources.find(prompts[label], path.parent))
+        hashes = prompt_sets.to_accept(prompts[label], path.parent)
         prompts[label] = prompts[label].model_copy(update={"accept": hashes})
         line = f"accept: {hashes[0] if len(hashes) == 1 else '[' + ', '.join(hashes) + ']'}"
         display.say(f"prompts.{label}: taken as it is; {path} says the same with\n  {line}" if hashes else
