@@ -65,7 +65,7 @@ def _mere_form(path: Path, wanted: str | None) -> str | None:
     forms = {
         "the ends of its lines differ": (plain, plain.replace(b"\n", b"\r\n")),
         "a byte-order mark differs": (data.removeprefix(mark), mark + data),
-        "the end of its last line differs": (data + b"\n", data.rstrip(b"\r\n")),
+        "the end of its last line differs": (data.rstrip(b"\r\n"), data.rstrip(b"\r\n") + b"\n"),
     }
     for cause, others in forms.items():
         if wanted in {hashlib.sha256(other).hexdigest() for other in others}:
