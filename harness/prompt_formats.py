@@ -88,17 +88,13 @@ def _text(path: Path) -> str:
     must_be_a_file(path)
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8-sig")  # a byte-order mark is no part of the first column's name
+        return data.decode("utf-8-sig")  # a byte-order mark is no part of the first column's name
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise HarnessError(
             f"{path}: not UTF-8: line {line}, byte {error.start} is {error.object[error.start]:#04x}; save the whole "
             f"file in UTF-8"
         ) from error
-    if "\0" in text:
-        at = text.index("\0")
-        raise HarnessError(f"{path}: line {text.count(chr(10), 0, at) + 1} holds a NUL character (U+0000)")
-    return text
 
 
 def _lines(path: Path) -> list[str]:
@@ -200,7 +196,7 @@ def _jsonl(path: Path) -> list[Row]:
 
 def _json(path: Path) -> list[Row]:
     """A list of texts or objects, an object of such lists (a category each), or COCO's captions."""
-    content = _json_value(_text(path), str(path))
+    content = _json_value(_text(path), f"{path}: the content")
     if isinstance(content, list):
         return [(str(number), _entry(path, str(number), entry)) for number, entry in enumerate(content)]
     if isinstance(content, dict) and {"images", "annotations"} <= set(content):
@@ -227,12 +223,12 @@ def _entry(path: Path, place: str, entry: Any) -> dict[str, Any]:
 
 def _coco(path: Path) -> list[Row]:
     """An image each, in the file's order, with that of its captions which has the lowest annotation id."""
-    return _captions(path, _json_value(_text(path), str(path)), every=False)
+    return _captions(path, _json_value(_text(path), f"{path}: the content"), every=False)
 
 
 def _coco_all(path: Path) -> list[Row]:
     """All captions, image by image in the file's order, then by annotation id; that is also the prompt's id."""
-    return _captions(path, _json_value(_text(path), str(path)), every=True)
+    return _captions(path, _json_value(_text(path), f"{path}: the content"), every=True)
 
 
 def _captions(path: Path, content: Any, every: bool) -> list[Row]:
