@@ -21,7 +21,7 @@ from harness.errors import HarnessError
 
 Row = tuple[str, dict[str, Any]]  # its place, its columns
 
-LARGEST = 128 * 2**20  # bytes of a file; the largest known one, COCO's captions, has some 30 MiB
+LARGEST = 128 * 2**20  # bytes of text; the largest known one, COCO's captions, has some 30 MiB
 MOST = 2_000_000  # rows of a Parquet file, whose few bytes can stand for very many
 LONGEST = 100_000  # characters of one prompt; far above any real one, far below what stalls a tokenizer
 SUFFIXES = {
@@ -65,7 +65,7 @@ def read_rows(path: Path, form: str) -> list[Row]:
 
 
 def must_be_a_file(path: Path) -> None:
-    """Raises HarnessError for what is no plain file of a sensible size: a folder, a pipe, a device, gigabytes."""
+    """Raises HarnessError for what is no plain file: nothing, a folder, a pipe, a device."""
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -74,10 +74,12 @@ def must_be_a_file(path: Path) -> None:
         raise HarnessError(f"{path}: is a folder, expected a file of prompts")
     if not stat.S_ISREG(found.st_mode):
         raise HarnessError(f"{path}: is not a plain file (a pipe, a socket or a device)")
-    if found.st_size > LARGEST:
+
+
+def _must_fit(path: Path, size: int) -> None:
+    if size > LARGEST:
         raise HarnessError(
-            f"{path}: has {found.st_size:,} bytes; files of prompts of at most {LARGEST:,} bytes are read. Keep the "
-            f"prompts alone (no images), or cut the file"
+            f"{path}: has {size:,} bytes of text; at most {LARGEST:,} are read. Keep the prompts alone, or cut the file"
         )
 
 
@@ -86,6 +88,7 @@ def must_be_a_file(path: Path) -> None:
 
 def _text(path: Path) -> str:
     must_be_a_file(path)
+    _must_fit(path, path.stat().st_size)
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")  # a byte-order mark is no part of the first column's name
@@ -274,10 +277,17 @@ def _parquet(path: Path) -> list[Row]:
             if file.metadata.num_rows > MOST:
                 raise HarnessError(f"{path}: has {file.metadata.num_rows:,} rows; at most {MOST:,} are read")
             names = [field.name for field in file.schema_arrow if not _bytes(field.type)]
+            _must_fit(path, sum(_unpacked(file.metadata.row_group(k), names) for k in range(file.num_row_groups)))
             table = file.read(columns=names).to_pylist()
     except (pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as error:
         raise HarnessError(f"{path}: is no readable Parquet file: {str(error)[:200]}") from error
     return [(str(number), row) for number, row in enumerate(table)]
+
+
+def _unpacked(group: Any, names: list[str]) -> int:
+    """Bytes of these columns, with those that lie in them."""
+    columns = [group.column(k) for k in range(group.num_columns)]
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
 
 
 def _bytes(kind: Any) -> bool:
