@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from harness import manifest
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Lacking
 from harness.files import write_atomic
 from harness.registry import nearest
 from harness.weights import must_be_inside
@@ -35,15 +35,21 @@ class Found:
     revision: str
 
 
-def find(name: str, revision: str | None, config: str | None, split: str | None) -> Found:
+def find(
+    name: str, revision: str | None, config: str | None, split: str | None, fetch_it: bool = True
+) -> Found:
     """The files of one split of a data set, fetched from the Hub where they are not here.
 
     Without `revision` (a commit of the branch `refs/convert/parquet`) what is here is taken, else the newest.
 
     Raises:
+        Lacking: it is not here, and `fetch_it` is False.
         HarnessError: no such data set, config or split; it must be said which; or the Hub cannot be reached.
     """
     place = _here(name, revision) or _in_hub_cache(name, revision)
+    not_here = Lacking(f"data set {name!r} is not on this machine; `harness fetch hub:{name}` gets it")
+    if place is None and not fetch_it:
+        raise not_here
     if place is None:
         from harness.download import Downloader  # only where something must be fetched
 
@@ -51,6 +57,8 @@ def find(name: str, revision: str | None, config: str | None, split: str | None)
     folder, files = place
     config, split, chosen = _choose(name, files, config, split)
     if not all((folder / file).is_file() for file in chosen):
+        if not fetch_it:
+            raise not_here
         from harness.download import Downloader
 
         _download(name, folder, {file: files[file] for file in chosen}, Downloader(manifest.WHERE))

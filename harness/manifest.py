@@ -85,7 +85,7 @@ class Manifest(Form):
     categories: dict[str, int] = {}  # prompts of each
     first: int | None = pydantic.Field(None, ge=1)  # the set is the first rows of its file
     allow_empty: bool = False  # whether an empty prompt belongs to the set
-    prompts_sha256: Sha256 | None = None  # of ids and texts, `harness.prompts.prompts_sha256`
+    prompts_sha256: Sha256 | None = None  # of ids and texts, `harness.prompt_files.prompts_sha256`
     nsfw: bool = False
     also: tuple[Form, ...] = ()  # other files that hold the same prompts
 

@@ -26,7 +26,8 @@ def differences(manifest: Manifest, form: Form, file: DataFile, path: Path, foun
     try:
         prompts = read_file(path, form.format, form.columns, manifest.allow_empty)
     except HarnessError as error:
-        lines.append(f"as a {form.format} file with the manifest's columns it cannot be read: {error}")
+        lines.append(f"as a {form.format} file with the manifest's columns it cannot be read: {error}; 'columns: "
+                     f"{{text: NAME}}' beside 'accept' says which columns it has")
     else:
         lines += _in_numbers(manifest, form, file, prompts)
     own = f"; for a list of your own choose a name of its own: {{set: NAME, path: {path}}}"

@@ -7,19 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import hub_prompts
-from harness import manifest as manifests
-from harness.benchmark import HUB, PromptSpec
+from harness.benchmark import PromptSpec
 from harness.errors import HarnessError
-from harness.identity import digest, seed64
-from harness.manifest import DataFile, Form, Manifest
-from harness.prompt_differences import OR_ACCEPT, differences
-from harness.prompt_files import Prompt, read_file
-from harness.prompt_formats import FOLDERS, format_of, must_be_a_file
+from harness.identity import seed64
+from harness.manifest import Form, Manifest
+from harness.prompt_differences import OR_ACCEPT
+from harness.prompt_files import Prompt, prompts_sha256, read_file
+from harness.prompt_sources import Located, form_as_it_is, locate, verify
 from harness.registry import nearest
-from harness.weights import sha256_of
 
-__all__ = ["Prompt", "PromptSet", "as_prompts", "load", "select"]
+__all__ = ["Prompt", "PromptSet", "as_prompts", "load", "select", "to_accept"]
 
 
 def as_prompts(given: "str | Sequence[str | Prompt]") -> list[Prompt]:
@@ -46,47 +43,19 @@ class PromptSet:
         return {"set": self.id, "files": self.files, "nsfw": self.nsfw} | revision
 
 
-class NotHere(HarnessError):
-    """The files of a known prompt set are not on this machine."""
-
-
-@dataclass(frozen=True)
-class Located:
-    """The files of a set on this machine, not yet read. `id` is the name of a known set, the stem of a file of one's
-    own (or what the benchmark calls it), or `organisation--name--config--split` of a data set on the Hub: where the
-    files lie has no part in it."""
-
-    id: str
-    form: Form
-    paths: list[Path]
-    manifest: Manifest | None = None
-    revision: str | None = None
-
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files by name; of a folder that of the ids and texts in it."""
-        return {
-            file.path: self._hash(path) for path, file in zip(self.paths, self.form.files, strict=True)
-        }
-
-    def _hash(self, path: Path) -> str:
-        if self.form.format in FOLDERS:
-            return prompts_sha256(read_file(path, self.form.format, self.form.columns))
-        must_be_a_file(path)
-        return sha256_of(path)
-
-
-def load(spec: PromptSpec, folder: Path) -> PromptSet:
+def load(spec: PromptSpec, folder: Path, fetch: bool = True) -> PromptSet:
     """The prompts that a benchmark asks for; `folder` is where its relative paths start.
 
-    The `path` of a set with a manifest is its file, or the folder in which its files lie.
+    The `path` of a set with a manifest is its file, or the folder in which its files lie. A data set on the Hub is
+    fetched where it is not here yet, unless `fetch` is False.
 
     Raises:
-        NotHere: the set is known, but not on this machine.
+        Lacking: the set is not on this machine.
         HarnessError: unknown set, changed file, a malformed or repeated row, or nothing selected.
     """
-    found = locate(spec, folder)
+    found = locate(spec, folder, fetch)
     as_it_is = verify(found, spec.accept)
-    form = _form_as_it_is(found) if as_it_is else found.form
+    form = form_as_it_is(found) if as_it_is else found.form
     if spec.columns:
         form = form.model_copy(update={"columns": spec.columns})
     nsfw = spec.nsfw
@@ -98,7 +67,7 @@ def load(spec: PromptSpec, folder: Path) -> PromptSet:
         prompts = _joined(found, form)
     home = found.paths[0] if found.paths[0].is_dir() else found.paths[0].parent
     chosen = tuple(select(prompts, spec))
-    return PromptSet(found.id, chosen, nsfw, home.resolve(), found.hashes(), found.revision)
+    return PromptSet(found.id, chosen, nsfw, home.resolve(), found.hashes, found.revision)
 
 
 def to_accept(spec: PromptSpec, folder: Path) -> list[str]:
@@ -108,43 +77,10 @@ def to_accept(spec: PromptSpec, folder: Path) -> list[str]:
         HarnessError: as `load`.
     """
     found = locate(spec, folder)
-    hashes = list(found.hashes().values())
+    hashes = list(found.hashes.values())
     verify(found, hashes)
     known = {file.sha256 for file in found.form.files}
     return [each for each in hashes if each not in known]
-
-
-def locate(spec: PromptSpec, folder: Path) -> Located:
-    """The files that a prompts block names. Raises as `load`."""
-    if spec.set.startswith(HUB):
-        hub = hub_prompts.find(spec.set.removeprefix(HUB), spec.revision, spec.config, spec.split)
-        return Located(hub.id, _own_form(hub.paths, "parquet"), list(hub.paths), revision=hub.revision)
-    given = folder / Path(spec.path).expanduser() if spec.path else None
-    if spec.set in manifests.known():
-        manifest = manifests.load(spec.set)
-        form, paths = find(manifest, given)
-        return Located(manifest.name, form, paths, manifest)
-    if given is None:
-        raise HarnessError(
-            f"unknown prompt set {spec.set!r}: {nearest(spec.set, sorted(manifests.known()))} (a file of your own: "
-            f"{{set: FILE}}; a data set on the Hub: {{set: 'hub:ORGANISATION/NAME'}})"
-        )
-    if not given.exists():
-        raise HarnessError(f"prompt set {spec.set!r}: no file {given}")
-    return Located(spec.set, _own_form([given], format_of(given)), [given])
-
-
-def _own_form(paths: Sequence[Path], kind: str) -> Form:
-    """The form of files that no manifest names."""
-    return Form(files=tuple(DataFile(path=path.name, size=None, category=path.name) for path in paths), format=kind)
-
-
-def _form_as_it_is(found: Located) -> Form:
-    """The form of a file that was accepted: that of the manifest, or where it is of another kind what its name says."""
-    named, path = Path(found.form.files[0].path), found.paths[0]
-    if named.suffix == path.suffix:
-        return found.form
-    return found.form.model_copy(update={"format": format_of(path), "columns": {}})
 
 
 def _joined(found: Located, form: Form) -> list[Prompt]:
@@ -159,65 +95,6 @@ def _joined(found: Located, form: Form) -> list[Prompt]:
     if twice:
         raise HarnessError(f"prompt set {found.id!r}: two rows have the same id {twice[0]!r}, in two of its files")
     return prompts
-
-
-def find(manifest: Manifest, given: Path | None) -> tuple[Form, list[Path]]:
-    """In which of its forms a set is at hand, and where its files lie: `given` (a file, or a folder with the files),
-    else the set's own folder.
-
-    Raises:
-        NotHere: nothing is there; the message says where the set comes from.
-    """
-    home = manifest.folder if given is None else given
-    for form in manifest.forms:
-        paths = [home / file.path for file in form.files]
-        if all(path.exists() for path in paths):
-            return form, paths
-    if given is not None and given.exists():  # the file or the folder itself, whatever it is called
-        alone = [f for f in manifest.forms if len(f.files) == 1 and (f.format in FOLDERS) == given.is_dir()]
-        if len(alone) > 1 and not given.is_dir():
-            must_be_a_file(given)
-            alone.sort(key=lambda form: form.files[0].sha256 != sha256_of(given))
-        if alone:
-            return alone[0], [given]
-    expected = " or ".join(", ".join(file.path for file in form.files) for form in manifest.forms)
-    place = "FILE" if len(manifest.files) == 1 else "FOLDER"
-    raise NotHere(
-        f"prompt set {manifest.name!r} is not on this machine: no file "
-        f"{home / manifest.files[0].path if given is None else given} (expected {expected}); {manifest.how_to_get}, or "
-        f"say where it is with 'path: {place}' in the benchmark's prompts"
-    )
-
-
-def verify(found: Located, accept: Sequence[str]) -> bool:
-    """Compares files with what is known of them; those whose SHA-256 is in `accept` are taken as they are.
-
-    Where hashes are accepted, a file of one's own must have one of them. Returns whether a file was taken in place of
-    the one that the manifest names.
-
-    Raises:
-        HarnessError: another size or SHA-256 (the message says what differs), or the file of another known set.
-    """
-    as_it_is = False
-    for digest_, path, file in zip(found.hashes().values(), found.paths, found.form.files, strict=True):
-        if digest_ == file.sha256:
-            continue
-        others = [other for other in manifests.sets_with(digest_) if other != found.id]
-        if others and found.revision is None:
-            raise HarnessError(
-                f"prompt set {found.id!r}: {path}: this is {others[0]}'s file; write {{set: {others[0]}, path: {path}}}"
-                + (f", or give the file from {found.manifest.source}" if found.manifest else "")
-            )
-        if digest_ in accept:
-            as_it_is = found.manifest is not None
-        elif found.manifest is None and accept:
-            raise HarnessError(
-                f"prompt set {found.id!r}: {path} has changed: its SHA-256 is {digest_}, and the benchmark accepts "
-                f"{', '.join(accept)}. Change 'accept' there, or run with --accept LABEL"
-            )
-        elif found.manifest is not None and file.sha256 is not None:
-            raise HarnessError(differences(found.manifest, found.form, file, path, digest_))
-    return as_it_is
 
 
 def read_set(manifest: Manifest, form: Form, paths: Sequence[Path]) -> list[Prompt]:
@@ -260,11 +137,6 @@ def must_agree(manifest: Manifest, prompts: Sequence[Prompt], paths: Sequence[Pa
             f"prompt set {manifest.name!r}: {_named(paths)}: as many prompts as expected, but other ids or texts: "
             f"their SHA-256 is {prompts_sha256(prompts)}, expected {manifest.prompts_sha256}; {OR_ACCEPT}"
         )
-
-
-def prompts_sha256(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 over the ids and texts in their order, whatever file they were read from."""
-    return digest([[prompt.id, prompt.text] for prompt in prompts])
 
 
 def _must_be(what: str, found: int, expected: int, manifest: Manifest, paths: Sequence[Path]) -> None:

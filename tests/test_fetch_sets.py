@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from harness import artifacts, download, fetch, manifest, prompts, weights
 from harness.artifacts import Artifact, File
 from harness.benchmark import PromptSpec
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Lacking
 from tests.command import harness
 from tests.loopback import Page, Server, serving
 
@@ -113,7 +113,7 @@ def test_a_cut_download_of_a_set_is_resumed(things: str, server: Server, home: P
 def test_what_stays_cut_is_no_set(things: str, server: Server, home: Path) -> None:
     server.pages["/list.csv"].cuts = [3 * download.CHUNK] + [0] * 20
     assert "What is here is kept; the same command resumes" in failure(things)
-    with pytest.raises(prompts.NotHere, match="`harness fetch things` gets it"):
+    with pytest.raises(Lacking, match="`harness fetch things` gets it"):
         prompts.load(PromptSpec(set=things), Path())
     server.pages["/list.csv"].cuts = []
     assert [failed for _, failed in fetch.fetch([things])] == [None]
@@ -335,6 +335,16 @@ def test_the_hub_s_own_cache_is_looked_into_offline(hub: Server, tmp_path: Path)
     hub.server_close()
     found = load()
     assert (found.id, found.revision, len(found.prompts)) == ("org--captions--default--test", "abc123", 2)
+
+
+def test_a_check_does_not_fetch(hub: Server, home: Path) -> None:
+    spec = PromptSpec(set=f"hub:{BOTH}", split="test")
+    for _ in range(2):  # nothing here; its listing alone
+        with pytest.raises(Lacking, match=f"`harness fetch hub:{BOTH}` gets it"):
+            prompts.load(spec, Path(), fetch=False)
+        load(split="train")
+    load(split="test")
+    assert len(prompts.load(spec, Path(), fetch=False).prompts) == 2
 
 
 def test_offline_it_is_said_how_to_bring_a_hub_data_set(hub: Server, home: Path) -> None:
