@@ -135,7 +135,7 @@ class Downloader:
                 os.fsync(file.fileno())
             rename(part, target)
             _remove(part)
-        write_sums(folder, sums(folder) | {path: found})
+        write_sums(folder, sums(folder) | {path: found}, self.where)
 
     def json(self, url: str) -> Any:
         """A small answer in JSON. Raises as `file` does."""
@@ -250,10 +250,10 @@ def sums(folder: Path) -> dict[str, str]:
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
-def write_sums(folder: Path, digests: dict[str, str]) -> None:
+def write_sums(folder: Path, digests: dict[str, str], where: str = WHERE) -> None:
     """Keeps what `sums` reads."""
     lines = sorted(f"{digest}  {name}\n" for name, digest in digests.items())
-    write_atomic(folder / SUMS, "".join(lines).encode())
+    write_atomic(folder / SUMS, "".join(lines).encode(), where)
 
 
 @contextlib.contextmanager

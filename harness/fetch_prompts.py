@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 from harness import hub_prompts, prompts
@@ -16,6 +19,8 @@ from harness.weights import sha256_of
 
 LARGEST = 1 << 31  # bytes of a member of an archive whose size is not known
 PIECE = 1 << 20
+# Damaged; encrypted or packed in an unknown way (RuntimeError); other content than expected.
+BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
 
 def fetch(name: str, verify: bool = False) -> str:
@@ -78,36 +83,43 @@ def _file(manifest: Manifest, file: DataFile, downloader: Downloader) -> None:
 
 
 def _unpack(folder: Path, file: DataFile) -> None:
-    """Makes a file of its archive's member; the archive goes, whether that is good or not."""
+    """Makes a file of its archive's member; the archive goes, unless the disk was full."""
     assert file.archive is not None
-    assert file.member is not None
     archive, part = folder / file.archive, folder / f"{file.path}.part"
+    kept = {name: known for name, known in sums(folder).items() if name != file.archive}
     try:
-        with writing(part, manifests.WHERE), zipfile.ZipFile(archive) as opened, opened.open(file.member) as member:
-            size, most = opened.getinfo(file.member).file_size, file.size or LARGEST
-            if size > most or (file.size is not None and size != file.size):
-                raise HarnessError(f"{file.url}: {file.member} has {size:,} bytes, expected "
-                                   f"{'at most ' if file.size is None else ''}{most:,}")
-            must_fit(folder, size, file.path, manifests.WHERE)
-            part.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as out:
-                while piece := member.read(PIECE):  # never more than the size above, whatever the archive holds
-                    out.write(piece)
-        digest = sha256_of(part)
-        if file.sha256 not in (None, digest):
-            raise HarnessError(f"{file.url} gave {file.member} of SHA-256 {digest}, expected {file.sha256}: it has "
-                               f"changed at its source")
+        digest = _member(archive, file, part)
         with writing(part, manifests.WHERE):
             rename(part, folder / file.path)
-    except KeyError as error:
-        raise HarnessError(f"{file.url} holds no {file.member}: it has changed at its source") from error
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:  # damaged; encrypted; unknown
-        raise HarnessError(f"{file.url} gave an archive that cannot be opened ({error})") from error
+        write_sums(folder, kept | {file.path: digest}, manifests.WHERE)
+    except BAD_ARCHIVE as error:
+        archive.unlink()
+        write_sums(folder, kept, manifests.WHERE)
+        raise HarnessError(f"{file.url}: {error}. What came is removed; has it changed at its source?") from error
     finally:
         part.unlink(missing_ok=True)
-        archive.unlink()
-    kept = {name: known for name, known in sums(folder).items() if name != file.archive}
-    write_sums(folder, kept | {file.path: digest})
+    archive.unlink()
+
+
+def _member(archive: Path, file: DataFile, part: Path) -> str:
+    """Writes a file of its archive's member; its SHA-256. Raises ValueError where it is not what it should be."""
+    assert file.member is not None
+    most = file.size or LARGEST
+    with writing(part, manifests.WHERE), zipfile.ZipFile(archive) as opened:
+        if file.member not in opened.namelist():
+            raise ValueError(f"the archive holds no {file.member}")
+        size = opened.getinfo(file.member).file_size  # no more than that is ever unpacked, whatever the archive holds
+        if size > most or (file.size is not None and size < file.size):
+            raise ValueError(f"{file.member} has {size:,} bytes, expected {'at most ' * (not file.size)}{most:,}")
+        must_fit(part.parent, size, file.path, manifests.WHERE)
+        with opened.open(file.member) as member, part.open("wb") as out:
+            shutil.copyfileobj(member, out, PIECE)
+            out.flush()
+            os.fsync(out.fileno())
+    digest = sha256_of(part)
+    if file.sha256 not in (None, digest):
+        raise ValueError(f"{file.member} has the SHA-256 {digest}, expected {file.sha256}")
+    return digest
 
 
 def _compare(folder: Path) -> None:

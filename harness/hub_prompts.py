@@ -36,19 +36,19 @@ class Found:
 
 
 def find(
-    name: str, revision: str | None, config: str | None, split: str | None, fetch_it: bool = True
+    name: str, revision: str | None, config: str | None, split: str | None, may_fetch: bool = True
 ) -> Found:
     """The files of one split of a data set, fetched from the Hub where they are not here.
 
     Without `revision` (a commit of the branch `refs/convert/parquet`) what is here is taken, else the newest.
 
     Raises:
-        Lacking: it is not here, and `fetch_it` is False.
+        Lacking: it is not here, and `may_fetch` is False.
         HarnessError: no such data set, config or split; it must be said which; or the Hub cannot be reached.
     """
     place = _here(name, revision) or _in_hub_cache(name, revision)
     not_here = Lacking(f"data set {name!r} is not on this machine; `harness fetch hub:{name}` gets it")
-    if place is None and not fetch_it:
+    if place is None and not may_fetch:
         raise not_here
     if place is None:
         from harness.download import Downloader  # only where something must be fetched
@@ -57,7 +57,7 @@ def find(
     folder, files = place
     config, split, chosen = _choose(name, files, config, split)
     if not all((folder / file).is_file() for file in chosen):
-        if not fetch_it:
+        if not may_fetch:
             raise not_here
         from harness.download import Downloader
 
@@ -102,7 +102,7 @@ def listing(name: str, revision: str | None, downloader: Downloader) -> tuple[Pa
     except ValueError as error:
         raise HarnessError(f"{url}: {error}") from error
     folder = _home(name) / said["sha"]
-    write_atomic(folder / LISTING, json.dumps(files, indent=1).encode())
+    write_atomic(folder / LISTING, json.dumps(files, indent=1).encode(), manifest.WHERE)
     return folder, files
 
 

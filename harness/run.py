@@ -102,10 +102,13 @@ def _accepting(benchmark: Benchmark, accept: tuple[str, ...], path: Path, displa
     for label in accept:
         if label not in prompts:
             raise HarnessError(f"--accept {label}: no such label of prompts: {registry.nearest(label, list(prompts))}")
-        hashes = prompt_sets.to_accept(prompts[label], path.parent)
+        try:
+            hashes = prompt_sets.to_accept(prompts[label], path.parent)
+        except HarnessError as error:
+            raise HarnessError(f"--accept {label}: {error}") from error
         prompts[label] = prompts[label].model_copy(update={"accept": hashes})
         line = f"accept: {hashes[0] if len(hashes) == 1 else '[' + ', '.join(hashes) + ']'}"
-        display.say(f"prompts.{label}: taken as it is; {path} says the same with\n  {line}" if hashes else
+        display.say(f"prompts.{label}: taken as it is. In {path} this line says the same:\n  {line}" if hashes else
                     f"prompts.{label}: is the file that its set names; there is nothing to accept")
     return benchmark.model_copy(update={"prompts": prompts})
 

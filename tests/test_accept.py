@@ -84,7 +84,7 @@ def test_accept_says_what_to_write_for_it(
     results = ("--workers", "0", "--results", str(folder / "results"))  # where all is made already
     code, _, err = harness(capsys, "run", str(folder / "some.yaml"), "--accept", "draw", *results)
     assert code == 0
-    assert f"says the same with\n  accept: {HASH}\n" in err
+    assert f"this line says the same:\n  accept: {HASH}\n" in err
     write(folder, "some2", draw={"set": "drawbench", "path": "drawbench.csv", "accept": HASH})
     found = prompts.load(PromptSpec(set="drawbench", path="drawbench.csv", accept=[HASH]), folder)
     assert [p.text for p in found.prompts] == ["a red circle", "a blue square"]

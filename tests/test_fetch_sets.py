@@ -232,8 +232,8 @@ def test_a_member_of_an_archive_is_unpacked_and_nothing_else(
     ("data", "known", "expected"),
     [
         (archived(DATA, "other.csv"), {}, "holds no inside/list.csv"),
-        (archived(DATA)[:-30], {}, "cannot be opened"),
-        (archived(DATA), {"sha256": "0" * 64}, "of SHA-256"),
+        (archived(DATA)[:-30], {}, "File is not a zip file"),
+        (archived(DATA), {"sha256": "0" * 64}, "has the SHA-256"),
         (archived(DATA), {"size": len(DATA) - 1}, f"has {len(DATA):,} bytes, expected {len(DATA) - 1:,}"),
         (archived(b"\0" * (1 << 22)), {}, "expected at most"),
     ],
