@@ -337,6 +337,35 @@ def test_the_hub_s_own_cache_is_looked_into_offline(hub: Server, tmp_path: Path)
     assert (found.id, found.revision, len(found.prompts)) == ("org--captions--default--test", "abc123", 2)
 
 
+def test_commits_of_a_hub_data_set_are_kept_apart(hub: Server) -> None:
+    assert load(split="test").revision == "c0ffee"
+    hub.repository(BOTH, {"default/test/0000.parquet": parquet(70, 1)}, "beef", kind="datasets", branch=CONVERTED)
+    assert load(split="test").revision == "c0ffee"  # what is here stays in use
+    newer = load(split="test", revision="beef")
+    assert (newer.revision, [p.text for p in newer.prompts]) == ("beef", ["caption 70"])
+    assert len(load(split="test", revision="c0ffee").prompts) == 2
+    with pytest.raises(HarnessError, match="is here in 2 states: say which with 'revision:', of beef, c0ffee"):
+        load(split="test")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (403, "GatedRepo", rf"/datasets/{BOTH} is gated .*accept the licence at http://127.*/datasets/{BOTH} and set"),
+        (401, "RepoNotFound", rf"/datasets/{BOTH}: no such repository, or a private one"),
+    ],
+)
+def test_what_the_hub_refuses(status: int, code: str, message: str, hub: Server) -> None:
+    refused = Page(status=status, headers={"X-Error-Code": code})
+    hub.pages[f"/api/datasets/{BOTH}/revision/{CONVERTED}"] = refused
+    with pytest.raises(HarnessError, match=message):
+        load(split="test")
+    hub.repository(BOTH, {"default/test/0000.parquet": parquet(0, 1)}, kind="datasets", branch=CONVERTED)
+    hub.pages[f"/datasets/{BOTH}/resolve/c0ffee/default/test/0000.parquet"] = refused
+    with pytest.raises(HarnessError, match=message):
+        load(split="test")
+
+
 def test_a_check_does_not_fetch(hub: Server, home: Path) -> None:
     spec = PromptSpec(set=f"hub:{BOTH}", split="test")
     for _ in range(2):  # nothing here; its listing alone
