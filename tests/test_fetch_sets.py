@@ -143,7 +143,7 @@ def test_offline_it_is_said_where_to_put_what(things: str, server: Server, home:
     server.shutdown()
     server.server_close()
     said = failure(things)
-    assert f"get list.csv from {server.url}/list.csv and put it into {home / things}" in said
+    assert f"get {server.url}/list.csv and put that here as {home / things / 'list.csv'}" in said
 
 
 def test_a_file_without_an_address_is_described(
