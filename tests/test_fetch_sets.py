@@ -15,10 +15,11 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from harness import artifacts, download, fetch, manifest, prompts, weights
+from harness import artifacts, benchmark, download, fetch, manifest, prompts, run, weights
 from harness.artifacts import Artifact, File
 from harness.benchmark import PromptSpec
 from harness.errors import HarnessError, Lacking
+from harness.resolve import resolve
 from tests.command import harness
 from tests.loopback import Page, Server, serving
 
@@ -346,6 +347,18 @@ def test_commits_of_a_hub_data_set_are_kept_apart(hub: Server) -> None:
     assert len(load(split="test", revision="c0ffee").prompts) == 2
     with pytest.raises(HarnessError, match="is here in 2 states: say which with 'revision:', of beef, c0ffee"):
         load(split="test")
+
+
+def test_a_run_keeps_the_commit_that_it_was_made_from(hub: Server, tmp_path: Path) -> None:
+    content = {
+        "name": "some", "models": {"sd": {"family": "stable_diffusion", "weights": "builtin:shapes-sd"}},
+        "prompts": {"tests": {"set": f"hub:{BOTH}", "split": "test"}}, "methods": {"plain": {}},
+    }
+    resolved = resolve(benchmark.parse(content, "some.yaml"), tmp_path / "some.yaml")
+    kept = run._grown(None, resolved, tmp_path / "some.yaml")
+    assert kept["prompts"]["tests"] == {"set": f"hub:{BOTH}", "split": "test", "revision": "c0ffee"}
+    assert kept["definitions"]["prompts"]["tests"]["revision"] == "c0ffee"
+    benchmark.parse({key: kept[key] for key in content}, "again")
 
 
 @pytest.mark.parametrize(
