@@ -570,7 +570,7 @@ def test_a_missing_set_says_where_it_comes_from(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HARNESS_PROMPTS", str(tmp_path))
     with pytest.raises(HarnessError, match=r"not on this machine \(papv2\.json .*'path: FILE'"):
         load("pick-a-pic-v2")
-    with pytest.raises(HarnessError, match=r"expected color_val.txt, shape_val.txt.*'path: FOLDER'"):
+    with pytest.raises(HarnessError, match=r"color_val.txt, shape_val.txt.*'path: FOLDER'"):
         load("t2i-compbench", tmp_path)
 
 
