@@ -42,7 +42,10 @@ def check(name: str | None) -> dict[str, Any]:
     report |= {
         "benchmark": resolved.benchmark.name,
         "models": [_model(label, model) for label, model in resolved.models.items()],
-        "prompts": [{"label": label, "set": p.id, "prompts": len(p.prompts)} for label, p in resolved.prompts.items()],
+        "prompts": [
+            {"label": label, "set": p.id, "prompts": len(p.prompts), "nsfw": p.nsfw}
+            for label, p in resolved.prompts.items()
+        ],
         "metrics": [_metric(label, metric.missing) for label, metric in resolved.metrics.items()],
         "methods": [{"model": m, "method": k, "nfe": n} for (m, k), n in nfe.items()],
         "cost": {
@@ -100,7 +103,8 @@ def text(report: dict[str, Any]) -> str:
         networks = f", networks {', '.join(model['networks'])}" if model["networks"] else ""
         lines.append(f"model     {model['label']}: {model['weights']}, {model['megabytes']} MB{networks}{trained}")
     for prompts in report.get("prompts", []):
-        lines.append(f"prompts   {prompts['label']}: {prompts['prompts']} of set {prompts['set']}")
+        nsfw = ", NSFW: its images are blurred where they are shown" if prompts["nsfw"] else ""
+        lines.append(f"prompts   {prompts['label']}: {prompts['prompts']} of set {prompts['set']}{nsfw}")
     for method in report.get("methods", []):
         lines.append(f"method    {method['method']} on {method['model']}: {method['nfe']} evaluations an image")
     for metric in report["metrics"]:

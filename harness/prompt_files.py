@@ -1,11 +1,13 @@
 """Files of prompts: rows made into prompts and checked; every fault with its file, row and column."""
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.identity import digest
 from harness.prompt_formats import LONGEST, Row, read_rows
 
 WHOLE = "*"  # in place of a column's name: the whole row, as an object
@@ -53,6 +55,11 @@ def read_file(path: Path, form: str, columns: dict[str, str], allow_empty: bool 
             )
         seen[prompt.id] = place
     return prompts
+
+
+def prompts_sha256(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 over the ids and texts in their order, whatever file they were read from."""
+    return digest([[prompt.id, prompt.text] for prompt in prompts])
 
 
 def _guess(path: Path, header: list[str]) -> dict[str, str]:

@@ -93,7 +93,7 @@ class Resolved:
         return {
             "models": {label: model.identity for label, model in self.models.items()},
             "methods": {label: method.identity for label, method in self.methods.items()},
-            "prompts": {label: {"set": prompts.id} for label, prompts in self.prompts.items()},
+            "prompts": {label: prompts.definition() for label, prompts in self.prompts.items()},
             "run": {"seeding": {"seeding": self.benchmark.seeding}},
         }
 
@@ -120,6 +120,7 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
             prompts[label] = prompt_sets.load(chosen, source.parent)
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
+    problems += _two_texts(prompts)
     metrics = _metrics(benchmark, problems)
     methods = {}
     for label, method in benchmark.methods.items():
@@ -142,6 +143,22 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
     if problems:
         raise HarnessError("\n".join(f"{source}: {problem}" for problem in problems))
     return Resolved(benchmark, models, methods, prompts, metrics, search)
+
+
+def _two_texts(prompts: dict[str, PromptSet]) -> list[str]:
+    """Two texts under one id of one set (another file or column) would share their noise and their samples."""
+    found = []
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for label, chosen in prompts.items():
+        for prompt in chosen.prompts:
+            other, text = first.setdefault((chosen.id, prompt.id), (label, prompt.text))
+            if text != prompt.text:
+                found.append(
+                    f"prompts.{label}: prompt {prompt.id!r} of set {chosen.id!r} reads {prompt.text[:80]!r}, in "
+                    f"prompts.{other} {text[:80]!r}: give one of the two a set of its own, {{set: NAME, path: FILE}}"
+                )
+                break
+    return found
 
 
 def _model(place: str, spec: ModelSpec) -> ResolvedModel:

@@ -474,6 +474,28 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("int(place.rpartition", "1 + int(place.rpartition"),
         ("if not _inside(key):", "if False:"),
     ],
+    ("prompt_sources.py", "tests/test_accept.py"): [
+        ("as_it_is = found.manifest is not None", "as_it_is = False"),
+        ("elif found.manifest is None and accept:", "elif False:"),
+    ],
+    ("resolve.py", "tests/test_accept.py"): [("if text != prompt.text:", "if False:")],
+    ("run.py", "tests/test_accept.py"): [
+        ('return definition["set"] if kind == "prompts" else definition', "return definition"),
+    ],
+    ("hub_prompts.py", "tests/test_fetch_sets.py"): [
+        ('(name.replace("/", "--"), config, split)', '(name.replace("/", "--"), config)'),
+        ("for file in sorted(files):", "for file in sorted(files)[:1]:"),
+        ("if revision is not None:", "if False:"),
+    ],
+    ("fetch_prompts.py", "tests/test_fetch_sets.py"): [
+        ("if size > most or", "if"),
+        ("if file.sha256 not in (None, digest):", "if False:"),
+        ("if sha256_of(folder / path) != expected:", "if False:"),
+    ],
+    ("analysis/figures.py", "tests/analysis/test_findings.py"): [
+        ("max(image.size) / 4", "max(image.size) / 20"),
+        ('definition.get("nsfw", True)', 'definition.get("nsfw", False)'),
+    ],
 }
 MUTATIONS = [Mutation(file, old, new, test) for (file, test), pairs in _PAIRS.items() for old, new in pairs]
 
