@@ -296,6 +296,9 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("stdtrit(clusters - len(strata), tail) / ndtri(tail)", "1.0"),
         ("alpha=1 - confidence", "alpha=confidence"),
     ],
+    ("analysis/records.py", "tests/analysis/test_tables.py"): [
+        ("delta, pairs[\"prompt_id\"], higher_is_better)", "delta, pairs[\"prompt_id\"])"),
+    ],
     ("analysis/stats.py", "tests/analysis/test_stats.py"): [
         ("abs(w.sum()) * (1 - 1e-12)", "abs(w.sum()) * (1 + 1e-12)"),
         ("return (hits + 1) / (flips + 1)", "return 2 * (hits + 1) / (flips + 1)"),
