@@ -297,7 +297,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("alpha=1 - confidence", "alpha=confidence"),
     ],
     ("analysis/records.py", "tests/analysis/test_tables.py"): [
-        ("delta, pairs[\"prompt_id\"], higher_is_better)", "delta, pairs[\"prompt_id\"])"),
+        ("delta, prompts, higher_is_better)", "delta, prompts)"),
     ],
     ("analysis/stats.py", "tests/analysis/test_stats.py"): [
         ("abs(w.sum()) * (1 - 1e-12)", "abs(w.sum()) * (1 + 1e-12)"),
@@ -313,7 +313,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("ROUNDING * size.sums", "-1"),
         ("else int((means < 0).sum())", "else int((means > 0).sum())"),
         ("means.std(ddof=1)", "means.std()"),
-        ("ndtri(power)) / effect) ** 2", "ndtri(power)) / effect)"),
+        ("ndtri(power)) / effect) ** 2", "ndtri(power)) / effect) ** 2 * 1.5"),
         ("needed + z**2 / 2", "needed"),
         ("n, level) < power:", "n, level / 2) < power:"),
     ],

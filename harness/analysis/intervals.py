@@ -17,7 +17,7 @@ from scipy.special import ndtri, stdtrit
 Array = NDArray[np.float64]
 
 DRAWS = 2000
-MANY = 5_000  # clusters from which on the normal approximation replaces resampling (it is the limit of it)
+MANY = 1_000  # clusters from which on the normal approximation replaces resampling (it is the limit of it)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def strata_of(values: ArrayLike, clusters: ArrayLike, groups: ArrayLike | None) 
     x = np.asarray(values, np.float64)
     if not np.isfinite(x).all():
         raise ValueError("values that are not finite: count and drop them before asking for an interval")
-    ids, _ = pd.factorize(np.asarray(clusters), sort=False)
+    ids, _ = pd.factorize(clusters if isinstance(clusters, pd.Series) else np.asarray(clusters))
     given = np.zeros(len(x)) if groups is None else np.asarray(groups)
     labels, names = pd.factorize(given, sort=True, use_na_sentinel=False)
     if not len(x) == len(ids) == len(labels):
