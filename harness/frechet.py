@@ -6,6 +6,7 @@ Jayasumana et al. 2024 (arXiv:2401.09603) for CMMD.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -260,6 +261,52 @@ def jackknife_interval(
     return point - half, point + half
 
 
+@dataclass(frozen=True)
+class Jackknife:
+    """A statistic of rows, and its values with each group of prompts left out: all that intervals of it need."""
+
+    value: float
+    without: Array  # [g]; empty where there are too few prompts or rows to leave any out
+    sizes: NDArray[np.int64]  # [g], rows of each group
+    prompts: frozenset[Any]
+
+    @staticmethod
+    def of(
+        features: NDArray[np.floating],
+        clusters: ArrayLike,
+        *,
+        distance: Callable[[NDArray[np.floating]], float],
+        without: Callable[[NDArray[np.floating], NDArray[np.int64]], Array],
+        groups: int = GROUPS,
+    ) -> Jackknife:
+        """Of `[N, D]` features, one prompt (`clusters`) a row.
+
+        `distance(features)` is the statistic and `without(features, group)` its values with each group left out; where
+        that raises ValueError nothing can be left out.
+        """
+        group, left_out = prompt_groups(clusters, groups), np.zeros(0)
+        if group.max(initial=0) > 0:
+            with contextlib.suppress(ValueError):
+                left_out = without(features, group)
+        return Jackknife(distance(features), left_out, np.bincount(group), frozenset(np.asarray(clusters).tolist()))
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """`jackknife_interval` of the value; (NaN, NaN) where nothing could be left out."""
+        return jackknife_interval(self.value, self.without, self.sizes, confidence)
+
+    def __sub__(self, other: Jackknife) -> Jackknife:
+        """The paired difference: prompts are left out of both together.
+
+        Raises:
+            ValueError: the two sides do not have the same prompts, or too few of them.
+        """
+        if self.prompts != other.prompts:
+            raise ValueError("a paired difference needs the same prompts on both sides")
+        if not len(self.without) or not len(other.without):
+            raise ValueError("too few prompts or rows for a paired difference")
+        return replace(self, value=self.value - other.value, without=self.without - other.without)
+
+
 def frechet_without(
     features: ArrayLike, group: ArrayLike, mean: ArrayLike, covariance: ArrayLike, *, factor: Array | None = None
 ) -> Array:
@@ -306,12 +353,13 @@ def frechet_interval(
     quadratic statistic). 20 groups did as well, half-samples were 5 to 20 % wider. `tests/test_frechet.py`
     holds the simulation (`pytest -m long`).
     """
-    group = prompt_groups(clusters, groups)
-    if group.max(initial=0) < 1:
-        return float("nan"), float("nan")
-    point = frechet_distance_of(features, mean, covariance)
-    without = frechet_without(features, group, mean, covariance)
-    low, high = jackknife_interval(point, without, np.bincount(group), confidence)
+    factor = factor_of(covariance)
+    found = Jackknife.of(
+        feature_rows(features), clusters, groups=groups,
+        distance=lambda x: frechet_distance_of(x, mean, covariance, factor=factor),
+        without=lambda x, group: frechet_without(x, group, mean, covariance, factor=factor),
+    )
+    low, high = found.interval(confidence)
     return max(low, 0.0), high
 
 
@@ -336,31 +384,6 @@ def mmd_without(
         raise ValueError("all rows belong to one group: nothing is left when it is left out")
     xx = inside.sum() - 2 * inside.sum(axis=0) + np.diag(inside)
     return np.asarray(scale * (xx / n**2 + own - 2 * (cross.sum() - cross) / (n * len(b))))
-
-
-def jackknife_difference(
-    statistic: Callable[[Any, NDArray[np.int64]], tuple[float, Array]],
-    first: tuple[Any, ArrayLike],
-    second: tuple[Any, ArrayLike],
-    *,
-    confidence: float = 0.95,
-    groups: int = GROUPS,
-) -> tuple[float, float, float]:
-    """The paired difference first - second of a distribution metric and its interval: (value, low, high).
-
-    Each side is (features, the prompt of each row); both must have the same prompts, which are left out of both
-    together. `statistic(features, group)` gives the value and the values with each group left out.
-
-    Raises:
-        ValueError: the two sides do not have the same prompts.
-    """
-    if set(np.unique(np.asarray(first[1]))) != set(np.unique(np.asarray(second[1]))):
-        raise ValueError("a paired difference needs the same prompts on both sides")
-    group = prompt_groups(first[1], groups)
-    point1, without1 = statistic(first[0], group)
-    point2, without2 = statistic(second[0], prompt_groups(second[1], groups))
-    low, high = jackknife_interval(point1 - point2, without1 - without2, np.bincount(group), confidence)
-    return point1 - point2, low, high
 
 
 def feature_rows(features: ArrayLike) -> NDArray[np.floating]:

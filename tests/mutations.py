@@ -193,7 +193,8 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("pseudo = share * point - (share - 1) * values", "pseudo = share * point - share * values"),
         ("/ (share - 1)).sum() / g)", ").sum() / g)"),
         ("stdtrit(g - 1, 0.5 + confidence / 2)", "stdtrit(g - 1, confidence)"),
-        ("jackknife_interval(point1 - point2, without1 - without2,", "jackknife_interval(point1 - point2, without1,"),
+        ("without=self.without - other.without", "without=self.without"),
+        ("value=self.value - other.value", "value=self.value"),
     ],
     ("metrics/reference.py", "tests/metrics/test_reference.py"): [
         ("reference.preprocessing != preprocessing", "not reference.preprocessing"),
@@ -216,7 +217,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("distribution.py", "tests/test_distribution.py"): [
         ("if sample in prompt_of", "if sample"),
-        ("side((model, b, prompts), shelf)", "mine"),
+        ("estimate((model, b, prompts), label))", "mine)"),
     ],
     ("kid.py", "tests/test_kid.py"): [
         ("return np.asarray(k * k * k)", "return np.asarray(k * k)"),

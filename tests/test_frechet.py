@@ -229,19 +229,32 @@ def test_a_paired_difference_cancels_what_both_sides_share():
     first, second = shared * 1.1 + 0.3, shared * 1.1
     y = Moments.of(rng.normal(size=(1000, 8)))
 
-    def statistic(features, group):
-        return (
-            frechet_distance_of(features, y.mean, y.covariance),
-            frechet.frechet_without(features, group, y.mean, y.covariance),
+    def jackknife(features, prompts):
+        return frechet.Jackknife.of(
+            features, prompts,
+            distance=lambda x: frechet_distance_of(x, y.mean, y.covariance),
+            without=lambda x, group: frechet.frechet_without(x, group, y.mean, y.covariance),
         )
 
     prompts = np.arange(200)
-    value, low, high = frechet.jackknife_difference(statistic, (first, prompts), (second, prompts))
+    difference = jackknife(first, prompts) - jackknife(second, prompts)
+    low, high = difference.interval()
+    assert low < difference.value < high
     alone = frechet.frechet_interval(first, prompts, y.mean, y.covariance)
-    assert low < value < high
     assert high - low < alone[1] - alone[0]
+    by_hand = _left_out(first, prompts, y) - _left_out(second, prompts, y)
+    assert difference.without == pytest.approx(by_hand)
     with pytest.raises(ValueError, match="same prompts"):
-        frechet.jackknife_difference(statistic, (first, prompts), (second, prompts + 1))
+        jackknife(first, prompts) - jackknife(second, prompts + 1)
+    one = jackknife(first, np.zeros(200))
+    assert np.isnan(one.interval()).all()
+    with pytest.raises(ValueError, match="too few"):
+        one - one
+
+
+def _left_out(features: np.ndarray, prompts: np.ndarray, y: Moments) -> np.ndarray:
+    group = frechet.prompt_groups(prompts)
+    return np.array([frechet_distance_of(features[group != k], y.mean, y.covariance) for k in range(frechet.GROUPS)])
 
 
 def coverage(dimension: int, prompts: int, *, shift: float, scale: float, repeats: int) -> tuple[float, float]:
