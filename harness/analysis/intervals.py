@@ -145,7 +145,9 @@ def mean_of_lowest_interval(
     """The mean of the `lowest` lowest values (of all, where there are fewer), prompts resampled.
 
     Every resample takes as many of its own lowest values. From `MANY` clusters on the normal approximation with
-    the statistic's linear part: each row's min(value, q), q being the highest of the lowest values.
+    the statistic's linear part: each row's min(value, q), q being the highest of the lowest values. The interval is
+    symmetric, and Student's t counts only the prompts that have one of the lowest values: few prompts carry the
+    statistic, and the percentiles of their resamples covered 88 % where ten values of a hundred are the lowest.
     """
     found = strata_of(values, clusters, None)
     if not found:
@@ -176,9 +178,10 @@ def mean_of_lowest_interval(
             deviations[start : start + size] = taken @ x / taken.sum(axis=1) - value
         deviations *= np.sqrt(c / (c - 1))
     tail = 0.5 + confidence / 2
-    deviations *= stdtrit(c - 1, tail) / ndtri(tail)
-    low, high = np.quantile(deviations, [1 - tail, tail]) + value
-    return Interval(value, float(min(low, value)), float(max(high, value)), n, c)
+    low, high = np.quantile(deviations, [1 - tail, tail])
+    carriers = max(len(np.unique(ids[:k])), 2)
+    half = float((high - low) / 2 * stdtrit(carriers - 1, tail) / ndtri(tail))
+    return Interval(value, value - half, value + half, n, c)
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
