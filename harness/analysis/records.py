@@ -67,11 +67,15 @@ def records(
     holds what GenEval's summary prints beside it: `mean_of_images` and, over prompts, `mean_of_best` (for values of
     0 and 1 the share of prompts with at least one correct image).
     """
-    images = images.drop_duplicates("sample_id")  # frames of one clip are one sample
+    images = images.drop_duplicates("sample_id").reset_index(drop=True)  # frames of one clip are one sample
     whole = {(*(d[key] for key in CELL), d["metric"]): d for d in distribution}
-    valued = _by_label(scores, metrics)
+    valued = {
+        label: mine.set_index("sample_id").reindex(images["sample_id"]).set_axis(images.index)
+        for label, mine in _by_label(scores, metrics).items()
+    }
     found: list[Record] = []
     for place, cell in images.groupby(CELL, sort=False):
+        cost = _cost(cell)
         for label, info in metrics.items():
             model = (trained or {}).get(str(place[0]), True)
             base = dict(zip(CELL, place, strict=True)) | {"group": None, "metric": label, "metric_digest": info.digest}
@@ -79,14 +83,14 @@ def records(
                 "trained": bool(model and info.trained), "kind": info.kind, "higher_is_better": info.higher_is_better,
             }
             if info.missing is not None:
-                found.append(base | _nothing(len(cell), info.missing) | _cost(cell) | tail)
+                found.append(base | _nothing(len(cell), info.missing) | cost | tail)
             elif info.against == place[1]:
-                found.append(base | _nothing(0, "the others are compared with these images") | _cost(cell) | tail)
+                found.append(base | _nothing(0, "the others are compared with these images") | cost | tail)
             elif info.kind == "distribution":
-                found.append(base | _of_cell(whole.get((*place, label)), cell) | _cost(cell) | tail)
+                found.append(base | _of_cell(whole.get((*place, label)), cell) | cost | tail)
             else:
-                rows = cell.merge(valued[label], on="sample_id", how="left")
-                found.append(base | _of_rows(rows, info.grouped, info.lowest) | _cost(cell) | tail)
+                rows = cell.join(valued[label])
+                found.append(base | _of_rows(rows, info.grouped, info.lowest) | cost | tail)
                 if info.grouped and rows["category"].notna().any():
                     found[-1] |= _ungrouped(rows)
                     found += [
@@ -121,9 +125,11 @@ def differences(
     """Every method minus `baseline`, paired by (prompt, seed), on the rows of `scored_rows`.
 
     A record holds model, method, prompts, group, metric, baseline, value (method - baseline), low, high, n
-    (pairs), clusters (prompts), p (sign flips of prompts), p_holm, nfe, baseline_nfe. Holm's family is all
-    methods on one metric of one (model, prompts); with `groups`, all methods × categories likewise. A metric whose
-    value is the mean of the lowest has none: a difference of such means is no mean of paired differences.
+    (pairs), clusters (prompts), p (sign flips of prompts), p_holm, win_rate, win_low, win_high (the share of prompts
+    on which the method is better, ties half), effect_size (Cohen's d_z of the prompts, signed as value is), nfe,
+    baseline_nfe. Holm's family is all methods on one metric of one (model, prompts); with `groups`, all methods ×
+    categories likewise. A metric whose value is the mean of the lowest has none: a difference of such means is no mean
+    of paired differences.
     """
     found: list[Record] = []
     for (model, prompts, label), part in rows.groupby(["model", "prompts", "metric"], sort=False):
@@ -139,11 +145,12 @@ def differences(
             if pairs.empty:
                 continue
             head = {"model": model, "method": method, "prompts": prompts, "metric": label, "baseline": baseline}
-            grouped = metrics[str(label)].grouped and bool(pairs["category"].notna().any())
-            overall.append(head | {"group": None} | _difference(pairs, grouped))
+            info = metrics[str(label)]
+            grouped = info.grouped and bool(pairs["category"].notna().any())
+            overall.append(head | {"group": None} | _difference(pairs, grouped, info.higher_is_better))
             if groups and grouped:
                 by_group += [
-                    head | {"group": str(name)} | _difference(some, False)
+                    head | {"group": str(name)} | _difference(some, False, info.higher_is_better)
                     for name, some in pairs.groupby("category", sort=False)
                 ]
         for family in (overall, by_group):
@@ -153,11 +160,15 @@ def differences(
     return found
 
 
-def _difference(pairs: pd.DataFrame, grouped: bool) -> Record:
+def _difference(pairs: pd.DataFrame, grouped: bool, higher_is_better: bool) -> Record:
     delta = pairs["value"].to_numpy(float) - pairs["value_base"].to_numpy(float)
-    found = stats.paired_difference(delta, pairs["prompt_id"], pairs["category"] if grouped else None)
+    prompts = pd.factorize(pairs["prompt_id"])[0]
+    found = stats.paired_difference(delta, prompts, pairs["category"] if grouped else None)
+    won = stats.win_rate(delta, prompts, higher_is_better)
     return _interval(found) | {
         "clusters": found.clusters, "p": found.p,
+        "win_rate": won.rate, "win_low": won.low, "win_high": won.high,
+        "effect_size": number(stats.effect_size(delta, prompts)),
         "nfe": number(pairs["nfe"].mean()), "baseline_nfe": number(pairs["nfe_base"].mean()),
     }
 
