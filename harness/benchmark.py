@@ -304,7 +304,7 @@ def explain(source: str, error: ValidationError, keys_at: Callable[[tuple[Any, .
 
 
 def _explain(source: str, problem: Any, keys_at: Callable[[tuple[Any, ...]], list[str]]) -> str:
-    place = ".".join(str(part) for part in problem["loc"] if part not in ("str", "dict[str,dict[str,any]]"))
+    place = ".".join(str(part) for part in problem["loc"] if part != "str" and not str(part).startswith("dict["))
     where = f"{source}: {place}: " if place else f"{source}: "
     if problem["type"] == "extra_forbidden":
         return f"{where}unknown key: {nearest(str(problem['loc'][-1]), keys_at(problem['loc'][:-1]))}"

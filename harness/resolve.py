@@ -283,8 +283,10 @@ def _bad_published(benchmark: Benchmark) -> list[str]:
         try:
             wrong = beside.agreement(published.rows(name), labels)
         except HarnessError as error:
-            wrong = str(error)
-        found += [f"published.{i}: {name}: {wrong}"] if wrong else []
+            found.append(f"published.{i}: {error}")
+            continue
+        if wrong is not None:
+            found.append(f"published.{i}: {name}: {wrong}")
     return found
 
 

@@ -393,7 +393,10 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
     records = tables.records(rows, kept, distribution, infos, trained)
     judges = {label: method.judge for label, method in resolved.methods.items() if method.judge}
     theirs = [published.rows(name) for name in dict.fromkeys(resolved.benchmark.published)]
-    outcome = Outcome(records, resolved.benchmark.tables, rows, kept, infos, judges, failures, pd.concat(theirs) if theirs else None)
+    outcome = Outcome(
+        records, resolved.benchmark.tables, rows, kept, infos, judges, failures,
+        pd.concat(theirs, ignore_index=True) if theirs else None,
+    )
     store.write_table("records.json", json.dumps(records, indent=1))
     for number, spec in enumerate(outcome.specs):
         store.write_table(f"table-{number}.md", tables.render(outcome, spec, "markdown", ci=True))

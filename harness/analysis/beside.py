@@ -41,10 +41,12 @@ class Numbers:
         """The metrics that have a number, in the order of the papers."""
         return list(dict.fromkeys(metric for _, metric in self.found))
 
-    @property
-    def tables(self) -> dict[str, str]:
-        """The published tables that the numbers are of, and the paper of each."""
-        return {number.table: number.paper for number in self.found.values()}
+    def cited(self) -> str:
+        """The published tables that the numbers are of, by paper."""
+        tables: dict[str, dict[str, None]] = {}
+        for number in self.found.values():
+            tables.setdefault(number.paper, {})[number.table] = None
+        return "; ".join(f"{', '.join(names)} of {paper}" for paper, names in tables.items())
 
     def of(self, metrics: Collection[str]) -> Numbers:
         """The numbers of these metrics alone."""
@@ -151,4 +153,4 @@ def agreement(published: pd.DataFrame, labels: Mapping[str, Sequence[str]]) -> s
         return None
     theirs = _labels(published[CELL].to_dict("records"))
     sides = "; ".join(f"{key}: here {', '.join(labels[key])}, there {', '.join(theirs[key])}" for key in CELL)
-    return f"no row of it is of a model, a method and a prompt set of this benchmark ({sides}): name them alike"
+    return f"no row of it is of a model, a method and a prompt set of this benchmark ({sides}): give yours the table's labels, or leave it out"

@@ -281,7 +281,7 @@ def _beside(
     table.columns = columns
     table.rows = [(labels, row) for (labels, _), row in zip(table.rows, rows, strict=True)]
     if any(column.part for column in columns):
-        table.caption += f" Published: {'; '.join(f'{name} of {paper}' for name, paper in numbers.tables.items())}."
+        table.caption += f" Published: {numbers.cited()}."
         table.caption += " Difference: ours less published, which is no paired test." if compare else ""
     for name, count in numbers.left_out.items():
         table.note(f"{name}: {count} numbers of other models or prompt sets are left out")
