@@ -191,9 +191,14 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("1.0 / (2.0 * sigma**2)", "1.0 / sigma**2"),
         ("xx = inside.sum() - 2 * inside.sum(axis=0) + np.diag(inside)", "xx = inside.sum() - 2 * inside.sum(axis=0)"),
         ("pseudo = share * point - (share - 1) * values", "pseudo = share * point - share * values"),
-        ("/ (share - 1)).sum() / g)", ").sum() / g)"),
+        ("/ (share - 1)).sum() / g", ").sum() / g"),
+        ("variance - _quadratic_part(", "variance - 2 * _quadratic_part("),
+        ("(n - m1 - m2) * pairs", "n * pairs"),
+        ("g * (g - 1) / 2 * (q**2)", "g / 2 * (q**2)"),
+        ("group // 2)[: len(sizes) // 2]", "group)[: len(sizes) // 2]"),
         ("stdtrit(g - 1, 0.5 + confidence / 2)", "stdtrit(g - 1, confidence)"),
-        ("jackknife_interval(point1 - point2, without1 - without2,", "jackknife_interval(point1 - point2, without1,"),
+        ("without=self.without - other.without", "without=self.without"),
+        ("value=self.value - other.value", "value=self.value"),
     ],
     ("metrics/reference.py", "tests/metrics/test_reference.py"): [
         ("reference.preprocessing != preprocessing", "not reference.preprocessing"),
@@ -216,7 +221,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("distribution.py", "tests/test_distribution.py"): [
         ("if sample in prompt_of", "if sample"),
-        ("side((model, b, prompts), shelf)", "mine"),
+        ("estimate((model, b, prompts), label))", "mine)"),
     ],
     ("kid.py", "tests/test_kid.py"): [
         ("return np.asarray(k * k * k)", "return np.asarray(k * k)"),
@@ -310,7 +315,8 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("deviations *= np.sqrt(c / (c - 1))", "deviations *= 0.5"),
         ("np.minimum(x, x[k - 1]).mean()) / k", "np.minimum(x, x[k - 1]).mean()) / n"),
         ("(np.bincount(ids, linear) ** 2).sum()", "(linear**2).sum()"),
-        ("deviations *= stdtrit(c - 1, tail) / ndtri(tail)", "deviations *= 0.8"),
+        ("stdtrit(carriers - 1, tail)", "stdtrit(c - 1, tail)"),
+        ("(high - low) / 2", "(high - low)"),
         ("np.sqrt(c / (c - 1)))\n", "np.sqrt(c))\n"),
         ("(stratum.residuals**2).sum() * c / (c - 1)", "(stratum.residuals**2).sum()"),
         ("rng.beta(0.5, c + 0.5, draws)", "rng.beta(0.5, 2 * c, draws)"),
@@ -319,7 +325,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("alpha=1 - confidence", "alpha=confidence"),
     ],
     ("analysis/records.py", "tests/analysis/test_tables.py"): [
-        ("delta, pairs[\"prompt_id\"], higher_is_better)", "delta, pairs[\"prompt_id\"])"),
+        ("delta, prompts, higher_is_better)", "delta, prompts)"),
     ],
     ("analysis/stats.py", "tests/analysis/test_stats.py"): [
         ("abs(w.sum()) * (1 - 1e-12)", "abs(w.sum()) * (1 + 1e-12)"),
@@ -335,7 +341,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("ROUNDING * size.sums", "-1"),
         ("else int((means < 0).sum())", "else int((means > 0).sum())"),
         ("means.std(ddof=1)", "means.std()"),
-        ("ndtri(power)) / effect) ** 2", "ndtri(power)) / effect)"),
+        ("ndtri(power)) / effect) ** 2", "ndtri(power)) / effect) ** 2 * 1.5"),
         ("needed + z**2 / 2", "needed"),
         ("n, level) < power:", "n, level / 2) < power:"),
     ],
