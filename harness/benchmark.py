@@ -152,12 +152,20 @@ class MethodSpec(Strict):
 
 
 class TableSpec(Strict):
-    """One table of the run."""
+    """One table of the run (docs/tables.md)."""
 
     rows: list[Literal["model", "method", "prompts"]] = ["prompts", "method"]
     columns: Literal["metrics"] | list[str] = "metrics"
-    baseline: str | None = None
+    baseline: str | dict[str, str] | None = None  # of all other methods, or by method its own
     groups: bool = False
+    average: bool = False  # a last column: the plain mean of the metrics, as papers print it
+    show: Literal["value", "win_rate"] = "value"
+
+    @model_validator(mode="after")
+    def _wins_against_something(self) -> "TableSpec":
+        if self.show == "win_rate" and not self.baseline:
+            raise ValueError("'show: win_rate' needs a 'baseline', the method that the others are to beat")
+        return self
 
 
 class Paper(Strict):
@@ -181,6 +189,7 @@ class Benchmark(Strict):
     methods: dict[str, MethodSpec] = Field(min_length=1)
     metrics: list[str | dict[str, dict[str, Any]]] = []
     tables: list[TableSpec] = [TableSpec()]
+    published: list[str] = []  # tables of results/published, whose numbers stand beside ours
 
     @field_validator("name")
     @classmethod
@@ -344,7 +353,7 @@ def explain(source: str, error: ValidationError, keys_at: Callable[[tuple[Any, .
 
 
 def _explain(source: str, problem: Any, keys_at: Callable[[tuple[Any, ...]], list[str]]) -> str:
-    place = ".".join(str(part) for part in problem["loc"] if part not in ("str", "dict[str,dict[str,any]]"))
+    place = ".".join(str(part) for part in problem["loc"] if part != "str" and not str(part).startswith("dict["))
     where = f"{source}: {place}: " if place else f"{source}: "
     if problem["type"] == "extra_forbidden":
         return f"{where}unknown key: {nearest(str(problem['loc'][-1]), keys_at(problem['loc'][:-1]))}"

@@ -286,6 +286,28 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("others[i : i + self.batch]", "others[: len(flat[i : i + self.batch])]"),
         (".reshape(images.shape[:2])", ".reshape(images.shape[1::-1]).T"),
     ],
+    ("analysis/beside.py", "tests/analysis/test_published_tables.py"): [
+        ("else end * scale for", "else end / scale for"),
+        ('row["value"] / row["scale"] * scale', 'row["value"]'),
+        ("[*theirs, *own]) if", "[*own, *theirs]) if"),
+        ('published["quantity"] == quantity', 'published["quantity"] != "difference"'),
+        ('or not set(prompts) <= set(labels["prompts"])', ""),
+        ("elif found[key].value != value:", "else:"),
+        ('in ("any", *labels[key]) for key in CELL', 'in ("any", *labels[key]) for key in CELL[:1]'),
+    ],
+    ("analysis/layout.py", "tests/analysis/test_published_tables.py"): [
+        ("else value - printed", "else printed - value"),
+        ("for label in own) / len(own)", "for label in own)"),
+        ('record["prompts"], record.get("baseline"))', 'record["prompts"], None)'),
+        ("elif column.key not in own:", "elif False:"),
+        ("1 if won else _direction", "_direction"),
+        ('set(theirs.averaged()) != set(own)', "False"),
+    ],
+    ("analysis/records.py", "tests/analysis/test_published_tables.py"): [
+        ("for method in methods if method != given}", "for method in methods}"),
+        ('"n": rate["clusters"]', '"n": rate["n"]'),
+        ('"baseline": base} | ends', '"baseline": None} | ends'),
+    ],
     ("analysis/intervals.py", "tests/analysis/test_intervals.py"): [
         ("value = float(x[:k].mean())", "value = float(x[-k:].mean())"),
         ("taken @ x / taken.sum(axis=1)", "taken @ x / k"),
