@@ -108,6 +108,14 @@ class TableSpec(Strict):
     columns: Literal["metrics"] | list[str] = "metrics"
     baseline: str | None = None
     groups: bool = False
+    match: Literal["nfe", "flops"] | None = None  # compares each method with what the same cost buys otherwise
+    baselines: list[str] | None = None  # for `match`; without: all methods of plain noise, best of N, zero-order search
+
+    @model_validator(mode="after")
+    def _baselines_are_used(self) -> "TableSpec":
+        if self.baselines is not None and self.match is None:
+            raise ValueError("'baselines' belongs to 'match: nfe' or 'match: flops'; 'baseline' alone needs no match")
+        return self
 
 
 class Paper(Strict):

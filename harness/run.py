@@ -50,6 +50,7 @@ class Outcome:
     metrics: dict[str, tables.MetricInfo]
     judges: dict[str, str]
     failures: list[str] = field(default_factory=list)
+    candidates: dict[str, int] = field(default_factory=dict)  # by method that only samples: how many noises
 
     def print_tables(self, ci: bool = False, groups: bool = False) -> None:
         """Prints every table of the benchmark on the terminal."""
@@ -388,7 +389,8 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
     trained = {label: model.trained for label, model in resolved.models.items()}
     records = tables.records(rows, kept, distribution, infos, trained)
     judges = {label: method.judge for label, method in resolved.methods.items() if method.judge}
-    outcome = Outcome(records, resolved.benchmark.tables, rows, kept, infos, judges, failures)
+    candidates = {label: m.candidates for label, m in resolved.methods.items() if m.candidates is not None}
+    outcome = Outcome(records, resolved.benchmark.tables, rows, kept, infos, judges, failures, candidates)
     store.write_table("records.json", json.dumps(records, indent=1))
     for number, spec in enumerate(outcome.specs):
         store.write_table(f"table-{number}.md", tables.render(outcome, spec, "markdown", ci=True))

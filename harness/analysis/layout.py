@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from harness.analysis.matching import misfit
 from harness.analysis.records import MetricInfo, Record
 
 LABELS = ("model", "prompts", "method")
+COST_NAMES = {"nfe": "NFE", "flops": "FLOPs", "seconds": "s/image"}
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 class Spec(Protocol):
@@ -22,6 +26,10 @@ class Spec(Protocol):
     def baseline(self) -> str | None: ...
     @property
     def groups(self) -> bool: ...
+    @property
+    def match(self) -> str | None: ...
+    @property
+    def baselines(self) -> Sequence[str] | None: ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class TableSpec:
     columns: str | Sequence[str] = "metrics"
     baseline: str | None = None
     groups: bool = False
+    match: str | None = None
+    baselines: Sequence[str] | None = None
 
 
 @dataclass
@@ -39,7 +49,7 @@ class Cell:
     """A cell: its text, the numbers behind it (by suffix; "" is the value itself), its rank and its footnotes."""
 
     text: str
-    raw: dict[str, float | int | None] = field(default_factory=dict)
+    raw: dict[str, float | int | str | None] = field(default_factory=dict)
     rank: int = 0  # 1 best, 2 second, 0 neither
     marks: list[int] = field(default_factory=list)  # places in Table.notes
 
@@ -100,15 +110,20 @@ def lay_out_groups(
     return table
 
 
-def lay_out_differences(found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], title: str) -> Table:
-    """Paired differences to a baseline: for each metric the difference with its interval, and Holm's p."""
+def lay_out_differences(
+    found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], title: str, cost: str = "nfe"
+) -> Table:
+    """Paired differences to a baseline: for each metric the difference with its interval, and Holm's p.
+
+    Then the number of pairs, and the method's `cost` ("nfe" or "flops") relative to the baseline's.
+    """
     names = list(dict.fromkeys((r["metric"], r["group"]) for r in found))
     columns = []
     for metric, group in names:
         head = metric if group is None else f"{metric}: {group}"
         columns += [Column(head, _direction(metrics[metric])), Column("p")]
     labels, keys = _row_keys(found, spec)
-    table = Table(labels, [*columns, Column("pairs"), Column("NFE ×")], [], "", title=title)
+    table = Table(labels, [*columns, Column("pairs"), Column(f"{COST_NAMES[cost]} ×")], [], "", title=title)
     digits = {name: decimals([r["value"] for r in found if (r["metric"], r["group"]) == name]) for name in names}
     for key in keys:
         mine = {(r["metric"], r["group"]): r for r in found if _key(r, labels) == key}
@@ -124,12 +139,65 @@ def lay_out_differences(found: Sequence[Record], spec: Spec, metrics: Mapping[st
             p = record["p_holm"]
             cells += [Cell(text, raw, 1 if p < 0.05 else 0), Cell(p_value(p), {"": p})]
         one = next(iter(mine.values()))
-        ratio = one["nfe"] / one["baseline_nfe"] if one["nfe"] and one["baseline_nfe"] else None
+        ratio = one[cost] / one[f"baseline_{cost}"] if one[cost] and one[f"baseline_{cost}"] else None
         cells += [Cell(str(one["n"]), {"": one["n"]}), Cell(fixed(ratio, 2), {"": ratio})]
         table.rows.append((list(key), cells))
     table.caption = (
         "Differences paired by prompt and seed, 95 % intervals (prompts resampled); p from sign flips of prompts, "
         "Holm-adjusted over the methods of a metric; bold: p < 0.05."
+    )
+    return table
+
+
+def lay_out_matched(
+    found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], candidates: Mapping[str, int]
+) -> Table:
+    """`matching.matched` as a table of differences, the baseline of every row before them."""
+    cost = spec.match or "nfe"
+    table = lay_out_differences(found, spec, metrics, f"Paired differences at equal {COST_NAMES[cost]}", cost)
+    table.columns.insert(0, Column("against"))
+    for key, cells in table.rows:
+        one = next(r for r in found if _key(r, table.labels) == tuple(key))
+        why = misfit(one, cost, candidates)
+        cells.insert(0, Cell(one["baseline"], {"": one["baseline"]}, marks=[] if why is None else [table.note(why)]))
+    table.caption = f"Each against the baseline of the nearest {COST_NAMES[cost]}. {table.caption}"
+    return table
+
+
+def lay_out_front(
+    found: Sequence[Record], compared: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo]
+) -> Table:
+    """`pareto.points` of one metric as a table, the front bold; `compared` are its `against_dominators`."""
+    first = found[0]
+    cost, label = first["cost"], first["metric"]
+    labels, keys = _row_keys(found, spec)
+    heads = [Column(COST_NAMES[cost], -1), Column(label, _direction(metrics[label])), Column("n"),
+             Column("dominated by"), Column("difference"), Column("p")]
+    table = Table(labels, heads, [], "", title=f"{label} against {COST_NAMES[cost]}")
+    digits = decimals([r["value"] for r in found])
+    delta = {_key(r, labels): r for r in compared}
+    finer = decimals([r["value"] for r in compared])
+    for key, record in zip(keys, found, strict=True):
+        raw = {"": record["value"], "low": record["low"], "high": record["high"]}
+        by, versus = record["dominated_by"], delta.get(key)
+        value = Cell("–", raw)
+        if record["value"] is not None:
+            value = Cell(fixed(record["value"], digits) + interval(record, digits), raw, 1 if record["front"] else 0)
+        elif record["reason"]:
+            value.marks.append(table.note(f"{label}: {record['reason']}"))
+        price = Cell(COST_TEXTS[cost](record[cost]), {"": record[cost]})
+        count = Cell(str(record["n"]), {"": record["n"]})
+        cells = [price, value, count, Cell(by or ("" if record["front"] else "–"), {"": by})]
+        if versus is None:
+            cells += [Cell("–" if by else ""), Cell("–" if by else "")]
+        else:
+            text = fixed(versus["value"], finer, sign=True) + interval(versus, finer, sign=True)
+            cells += [Cell(text, {"": versus["value"]}), Cell(p_value(versus["p_holm"]), {"": versus["p_holm"]})]
+        table.rows.append((list(key), cells))
+    table.caption = (
+        f"Bold: on the Pareto front, so nothing here is as good for less {COST_NAMES[cost]} or better for as much. "
+        "Others: the method that dominates them, by the values as they are; the difference to it is paired by prompt "
+        "and seed, with its 95 % interval and Holm's p, and says how sure that is."
     )
     return table
 
@@ -289,3 +357,15 @@ def _seconds(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
+def operations(value: float | None) -> str:
+    """Floating-point operations with three digits: "1.25 G", "83.2 T"."""
+    if value is None:
+        return "–"
+    power = max(0, min(int(math.log10(value)) // 3, len(PREFIXES) - 1)) if value > 0 else 0
+    scaled = value / 1000**power
+    return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f} {PREFIXES[power]}".strip()
+
+
+COST_TEXTS = {"nfe": _nfe, "flops": operations, "seconds": _seconds}

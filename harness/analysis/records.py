@@ -97,9 +97,9 @@ def records(
 
 
 def scored_rows(images: pd.DataFrame, scores: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> pd.DataFrame:
-    """Every finite score beside its sample: model, method, prompts, prompt_id, category, seed, nfe, seconds,
+    """Every finite score beside its sample: model, method, prompts, prompt_id, category, seed, nfe, flops, seconds,
     metric, value."""
-    keep = [*CELL, "prompt_id", "category", "seed", "nfe", "seconds"]
+    keep = [*CELL, "prompt_id", "category", "seed", "nfe", "flops", "seconds"]
     samples = images.drop_duplicates("sample_id")[["sample_id", *keep]]
     parts = [
         samples.merge(part.loc[part["why"].isna()], on="sample_id").assign(metric=label)
@@ -112,7 +112,7 @@ def scored_rows(images: pd.DataFrame, scores: pd.DataFrame, metrics: Mapping[str
 
 def differences(
     rows: pd.DataFrame,
-    baseline: str,
+    baseline: str | Mapping[str, str],
     metrics: Mapping[str, MetricInfo],
     *,
     groups: bool = False,
@@ -120,25 +120,29 @@ def differences(
 ) -> list[Record]:
     """Every method minus `baseline`, paired by (prompt, seed), on the rows of `scored_rows`.
 
+    A mapping gives each method a baseline of its own; methods that it does not name are left out.
+
     A record holds model, method, prompts, group, metric, baseline, value (method - baseline), low, high, n
-    (pairs), clusters (prompts), p (sign flips of prompts), p_holm, nfe, baseline_nfe. Holm's family is all
+    (pairs), clusters (prompts), p (sign flips of prompts), p_holm, nfe, baseline_nfe, and likewise flops where the
+    rows have them. Holm's family is all
     methods on one metric of one (model, prompts); with `groups`, all methods × categories likewise. A metric whose
     value is the mean of the lowest has none: a difference of such means is no mean of paired differences.
     """
     found: list[Record] = []
     for (model, prompts, label), part in rows.groupby(["model", "prompts", "metric"], sort=False):
-        base = part[part["method"] == baseline]
-        if base.empty or label not in metrics or metrics[str(label)].lowest:
+        if label not in metrics or metrics[str(label)].lowest:
             continue
         overall: list[Record] = []
         by_group: list[Record] = []
-        for method, mine in part.groupby("method", sort=False):
-            if method == baseline or (methods is not None and method not in methods):
+        sides = {str(method): mine for method, mine in part.groupby("method", sort=False)}
+        for method, mine in sides.items():
+            against = baseline if isinstance(baseline, str) else baseline.get(method)
+            if against == method or against not in sides or (methods is not None and method not in methods):
                 continue
-            pairs = mine.merge(base, on=["prompt_id", "seed"], suffixes=("", "_base"))
+            pairs = mine.merge(sides[against], on=["prompt_id", "seed"], suffixes=("", "_base"))
             if pairs.empty:
                 continue
-            head = {"model": model, "method": method, "prompts": prompts, "metric": label, "baseline": baseline}
+            head = {"model": model, "method": method, "prompts": prompts, "metric": label, "baseline": against}
             grouped = metrics[str(label)].grouped and bool(pairs["category"].notna().any())
             overall.append(head | {"group": None} | _difference(pairs, grouped))
             if groups and grouped:
@@ -158,7 +162,9 @@ def _difference(pairs: pd.DataFrame, grouped: bool) -> Record:
     found = stats.paired_difference(delta, pairs["prompt_id"], pairs["category"] if grouped else None)
     return _interval(found) | {
         "clusters": found.clusters, "p": found.p,
-        "nfe": number(pairs["nfe"].mean()), "baseline_nfe": number(pairs["nfe_base"].mean()),
+    } | {
+        key + cost: number(pairs[cost + side].mean())
+        for cost in ("nfe", "flops") if cost in pairs for key, side in (("", ""), ("baseline_", "_base"))
     }
 
 

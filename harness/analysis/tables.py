@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
 from rich.console import Console
 
+from harness.analysis import pareto
 from harness.analysis import render as formats
-from harness.analysis.layout import Cell, Column, Spec, Table, TableSpec, lay_out, lay_out_differences, lay_out_groups
-from harness.analysis.records import MetricInfo, Record, differences, records, scored_rows
+from harness.analysis.layout import (
+    Cell,
+    Column,
+    Spec,
+    Table,
+    TableSpec,
+    lay_out,
+    lay_out_differences,
+    lay_out_front,
+    lay_out_groups,
+    lay_out_matched,
+)
+from harness.analysis.matching import matched
+from harness.analysis.records import CELL, MetricInfo, Record, differences, records, scored_rows
+from harness.errors import HarnessError
 
-__all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "differences", "laid_out", "records", "render",
-           "scored_rows", "show"]
+__all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "differences", "draw_fronts", "fronts", "laid_out",
+           "records", "render", "render_fronts", "scored_rows", "show", "show_tables"]
 
 FORMATS = {"markdown": formats.markdown, "latex": formats.latex, "html": formats.html}
 
@@ -32,6 +47,8 @@ class Outcome(Protocol):
     def metrics(self) -> Mapping[str, MetricInfo]: ...
     @property
     def judges(self) -> Mapping[str, str]: ...
+    @property
+    def candidates(self) -> Mapping[str, int]: ...
 
 
 def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = False) -> list[Table]:
@@ -51,7 +68,55 @@ def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = F
         found = differences(rows, spec.baseline, metrics)
         if found:
             tables.append(lay_out_differences(found, spec, metrics, f"Paired differences against {spec.baseline}"))
+    if spec.match is not None:
+        rows = scored_rows(outcome.rows, outcome.scores, {label: metrics[label] for label in chosen})
+        baselines = list(outcome.candidates) if spec.baselines is None else spec.baselines
+        found = matched(rows, baselines, metrics, spec.match)
+        if found:
+            tables.append(lay_out_matched(found, spec, metrics, outcome.candidates))
     return tables
+
+
+def fronts(outcome: Outcome, cost: str, wanted: Sequence[str] = ()) -> list[Table]:
+    """For each metric (`wanted`, or all that have a value) which methods are on the Pareto front over `cost`.
+
+    Raises:
+        HarnessError: no such metric.
+    """
+    rows = scored_rows(outcome.rows, outcome.scores, outcome.metrics)
+    return [
+        lay_out_front(found, pareto.against_dominators(found, rows, outcome.metrics), TableSpec(), outcome.metrics)
+        for found in (pareto.points(outcome.records, metric, cost) for metric in _valued(outcome, wanted))
+    ]
+
+
+def _valued(outcome: Outcome, wanted: Sequence[str] = ()) -> list[str]:
+    """The metrics asked for, or else all that have a value. Raises HarnessError for one that the run does not have."""
+    for metric in wanted:
+        if metric not in outcome.metrics:
+            raise HarnessError(f"--metric {metric}: this run has no such metric; it has {', '.join(outcome.metrics)}")
+    having = {r["metric"] for r in outcome.records if r["value"] is not None}
+    return list(wanted) or [metric for metric in outcome.metrics if metric in having]
+
+
+def draw_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], path: Path) -> None:
+    """Writes `fronts` as a figure. Raises HarnessError where `path` is no .png."""
+    from harness.analysis.figures import quality_against_cost  # the drawing library takes its time to import
+
+    if path.suffix != ".png":
+        raise HarnessError(f"--figure {path}: expected a file that ends in .png")
+    quality_against_cost(outcome.records, _valued(outcome, wanted), path, cost=cost)
+
+
+def render_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], form: str) -> str:
+    """`fronts` as `markdown`, `latex`, `html`, or all points in one as `csv` or `json`."""
+    if form not in ("csv", "json"):
+        return "\n".join(FORMATS[form](table) for table in fronts(outcome, cost, wanted))
+    found = [point for metric in _valued(outcome, wanted) for point in pareto.points(outcome.records, metric, cost)]
+    if form == "json":
+        return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    columns = [*CELL, "metric", "value", "low", "high", "n", cost, "front", "dominated_by"]
+    return str(pd.DataFrame(found, columns=columns).to_csv(index=False, lineterminator="\n"))
 
 
 def render(outcome: Outcome, spec: Spec, form: str, *, ci: bool = False, groups: bool = False) -> str:
@@ -85,8 +150,13 @@ def show(
     outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = False, console: Console | None = None
 ) -> None:
     """Prints the tables of a spec. Where standard output is no terminal, no line is folded to its width."""
+    show_tables(laid_out(outcome, spec, ci=ci, groups=groups), console)
+
+
+def show_tables(tables: Sequence[Table], console: Console | None = None) -> None:
+    """Prints tables as `show` does."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
-    for table in laid_out(outcome, spec, ci=ci, groups=groups):
+    for table in tables:
         console.print(formats.terminal(table, console.width))

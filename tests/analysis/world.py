@@ -27,6 +27,8 @@ class World:
     metrics: dict[str, MetricInfo] = field(default_factory=lambda: dict(METRICS))
     judges: dict[str, str] = field(default_factory=lambda: {"best_of_6": "clipscore-shapes"})
 
+    candidates: dict[str, int] = field(default_factory=lambda: {"no-guidance": 1, "cfg-3": 1, "best_of_6": 6})
+
     @property
     def records(self) -> list[Record]:
         return records(self.rows, self.scores, self.distribution, self.metrics)
