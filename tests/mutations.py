@@ -303,6 +303,37 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("np.sqrt(z2 * (successes * (n - successes) / n + z2 / 4))",
          "np.sqrt(z2 * (successes * (n - successes) / n + z2 / 2))"),
     ],
+    ("method.py", "tests/test_flops.py"): [
+        ("model.flops_per_text() + counter.decoded", "counter.decoded"),
+        ('judge.flops("text", shape) + counter.judged', "counter.judged"),
+        (" + model.flops_per_decode(gradient=True)", ""),
+    ],
+    ("flops.py", "tests/test_flops.py"): [
+        ("PLAIN = SDPBackend.MATH", "PLAIN = SDPBackend.FLASH_ATTENTION"),
+    ],
+    ("diffusion/base.py", "tests/test_flops.py"): [
+        ("self.decoded + self._counted(torch.arange(images) % self.samples)", "self.decoded + images"),
+    ],
+    ("diffusion/stable_diffusion.py", "tests/test_flops.py"): [
+        ("self.counter.add_decoded(len(latents))", "self.counter.add_decoded(self.counter.samples)"),
+    ],
+    ("noise/base.py", "tests/test_flops.py"): [
+        ("self.model.counter.add_judged(images)", "self.model.counter.add_judged(1)"),
+    ],
+    ("metrics/base.py", "tests/test_flops.py"): [
+        ('return next_ if part == "image"', 'return first if part == "image"'),
+    ],
+    ("analysis/pareto.py", "tests/analysis/test_pareto.py"): [
+        ("-known[i][1]))", "known[i][1]))"),
+        ("known[best][0] < cost)", "known[best][0] <= cost)"),
+        ("sign = 1.0 if higher_is_better else -1.0", "sign = 1.0"),
+    ],
+    ("analysis/matching.py", "tests/analysis/test_pareto.py"): [
+        ("ENOUGH <= c / cost", "c / cost"),
+        ("max(chosen[name] / cost, cost / chosen[name])", "abs(chosen[name] - cost)"),
+        ("round(own * tries / other)", "round(own / other)"),
+        ("own <= other * FAR", "own <= other * FAR**9"),
+    ],
     ("metrics/clip.py", "tests/metrics/test_clip_scorers.py"): [
         ("must_fit(folder, found[\"missing_keys\"]", "must_fit(folder, []"),
         ("del self.texts[next(iter(self.texts))]", "self.texts.clear()"),

@@ -86,8 +86,9 @@ def _panel(axis: Axes, mine: Sequence[Record], styles: Mapping[str, tuple[str, s
 def _ticks(costs: Sequence[float]) -> list[float]:
     """The costs that are there, but for those too near the one before to have a label of their own."""
     ticks: list[float] = []
+    gap = max(1.15, (max(costs) / min(costs)) ** (1 / 6)) if costs else 1.0
     for cost in sorted(costs):
-        if not ticks or cost > ticks[-1] * 1.15:
+        if not ticks or cost > ticks[-1] * gap:
             ticks.append(cost)
     return ticks
 

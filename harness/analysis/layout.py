@@ -150,7 +150,8 @@ def lay_out_differences(
 
 
 def lay_out_matched(
-    found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], candidates: Mapping[str, int]
+    found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], judges: Mapping[str, str],
+    candidates: Mapping[str, int],
 ) -> Table:
     """`matching.matched` as a table of differences, the baseline of every row before them."""
     cost = spec.match or "nfe"
@@ -158,6 +159,10 @@ def lay_out_matched(
     table.columns.insert(0, Column("against"))
     for key, cells in table.rows:
         one = next(r for r in found if _key(r, table.labels) == tuple(key))
+        for cell, column in zip(cells, table.columns[1:], strict=True):
+            for who in (one["method"], one["baseline"]):
+                if judges.get(who) == column.key:
+                    cell.marks.append(table.note(_own_judge(who, column.key)))
         why = misfit(one, cost, candidates)
         cells.insert(0, Cell(one["baseline"], {"": one["baseline"]}, marks=[] if why is None else [table.note(why)]))
     table.caption = f"Each against the baseline of the nearest {COST_NAMES[cost]}. {table.caption}"
@@ -165,7 +170,8 @@ def lay_out_matched(
 
 
 def lay_out_front(
-    found: Sequence[Record], compared: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo]
+    found: Sequence[Record], compared: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo],
+    judges: Mapping[str, str],
 ) -> Table:
     """`pareto.points` of one metric as a table, the front bold; `compared` are its `against_dominators`."""
     first = found[0]
@@ -178,13 +184,9 @@ def lay_out_front(
     delta = {_key(r, labels): r for r in compared}
     finer = decimals([r["value"] for r in compared])
     for key, record in zip(keys, found, strict=True):
-        raw = {"": record["value"], "low": record["low"], "high": record["high"]}
         by, versus = record["dominated_by"], delta.get(key)
-        value = Cell("–", raw)
-        if record["value"] is not None:
-            value = Cell(fixed(record["value"], digits) + interval(record, digits), raw, 1 if record["front"] else 0)
-        elif record["reason"]:
-            value.marks.append(table.note(f"{label}: {record['reason']}"))
+        value = _value_cell(table, record, digits, None, judges=judges, ci=True)
+        value.rank = 1 if record["front"] else 0
         price = Cell(COST_TEXTS[cost](record[cost]), {"": record[cost]})
         count = Cell(str(record["n"]), {"": record["n"]})
         cells = [price, value, count, Cell(by or ("" if record["front"] else "–"), {"": by})]
@@ -195,9 +197,9 @@ def lay_out_front(
             cells += [Cell(text, {"": versus["value"]}), Cell(p_value(versus["p_holm"]), {"": versus["p_holm"]})]
         table.rows.append((list(key), cells))
     table.caption = (
-        f"Bold: on the Pareto front, so nothing here is as good for less {COST_NAMES[cost]} or better for as much. "
-        "Others: the method that dominates them, by the values as they are; the difference to it is paired by prompt "
-        "and seed, with its 95 % interval and Holm's p, and says how sure that is."
+        "Bold: on the Pareto front; no method here is as good at a lower cost, or better at the same. The others are "
+        "dominated by the method named, going by the values alone; the paired difference to it, with its 95 % interval "
+        "and Holm's p, says how sure that is."
     )
     return table
 
@@ -247,13 +249,16 @@ def _value_cell(
     if n is not None and record["n"] != n:
         cell.text += f" (n={record['n']})"
     if judges.get(record["method"]) == record["metric"]:
-        text = f"{record['method']} chooses by {record['metric']} itself: no independent evidence there"
-        cell.marks.append(table.note(text))
+        cell.marks.append(table.note(_own_judge(record["method"], record["metric"])))
     if record.get("lowest"):
         cell.marks.append(table.note(f"{record['metric']}: mean of the {record['lowest']} lowest values"))
     if not record["trained"]:
         cell.marks.append(table.note("random weights: this number says nothing about a trained model"))
     return cell
+
+
+def _own_judge(method: str, metric: str) -> str:
+    return f"{method} chooses by {metric} itself: no independent evidence there"
 
 
 def _count_notes(table: Table, cell: Cell, row: Sequence[Record]) -> None:

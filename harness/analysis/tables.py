@@ -73,7 +73,7 @@ def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = F
         baselines = list(outcome.candidates) if spec.baselines is None else spec.baselines
         found = matched(rows, baselines, metrics, spec.match)
         if found:
-            tables.append(lay_out_matched(found, spec, metrics, outcome.candidates))
+            tables.append(lay_out_matched(found, spec, metrics, judges, outcome.candidates))
     return tables
 
 
@@ -85,7 +85,9 @@ def fronts(outcome: Outcome, cost: str, wanted: Sequence[str] = ()) -> list[Tabl
     """
     rows = scored_rows(outcome.rows, outcome.scores, outcome.metrics)
     return [
-        lay_out_front(found, pareto.against_dominators(found, rows, outcome.metrics), TableSpec(), outcome.metrics)
+        lay_out_front(
+            found, pareto.against_dominators(found, rows, outcome.metrics), TableSpec(), outcome.metrics, outcome.judges
+        )
         for found in (pareto.points(outcome.records, metric, cost) for metric in _valued(outcome, wanted))
     ]
 

@@ -74,6 +74,7 @@ def test_points_and_their_table(w: World) -> None:
     assert cells["cfg-3"][4].startswith("-0.100")  # 0.7 - 0.3 - 0.5, exactly paired
     assert cells["no-guidance"][3:] == ["", "", ""]
     assert [row[1].rank for _, row in table.rows] == [1, 0, 1]
+    assert table.notes == ["best_of_6 chooses by clipscore-shapes itself: no independent evidence there"]
     lower = pareto.points(w.records, "fd-shapes-clip", "nfe")  # 5, 2.5, 0.42: each dearer one is better
     assert [r["front"] for r in lower] == [True, True, True]
     nothing = pareto.points(w.records, "pickscore", "nfe")
@@ -166,6 +167,7 @@ def test_the_table_of_a_match(w: World) -> None:
     assert [cells["best_of_6"][0].text, cells["best_of_6"][-1].text] == ["no-guidance", "12.00"]
     assert "candidates: 12" in table.notes[cells["best_of_6"][0].marks[0]]
     assert cells["cfg-3"][0].marks
+    assert table.notes[cells["best_of_6"][1].marks[0]].startswith("best_of_6 chooses by clipscore-shapes itself")
     (only,) = tables.laid_out(w, TableSpec(match="flops"))  # all methods here only sample: none is compared
     assert only.title == ""
     own = replace(w, candidates={"no-guidance": 1})
