@@ -82,7 +82,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("v = ((1 - share).sqrt() - 1) * z", "v = (1 - share).sqrt() * z"),
         ("moved.flatten(2).square().sum(2)", "moved.flatten(2).square().sum(2).sqrt()"),
         ("((1 - share).sqrt() * z + share.sqrt() * draw", "((1 - share) * z + share * draw"),
-        ("uphill if judge.higher_is_better else -uphill", "uphill"),
+        ("uphill if ctx.required_judge.higher_is_better else -uphill", "uphill"),
         ("torch.where(better, first + place, taken)", "torch.where(better, place, taken)"),
         ("self.gamma(scores, judge", "self.gamma(best.best, judge"),
         ("images * 2 - 1", "images * 2"),

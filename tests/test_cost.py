@@ -92,10 +92,10 @@ def test_the_front_on_the_command_line(done: list[str], place: Path, capsys: pyt
     assert (place / "front.png").read_bytes().startswith(b"\x89PNG")
     _, out, _ = harness(capsys, "table", *done, "--pareto", "flops", "--metric", "brightness", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert [row["method"] for row in rows][0] == "plain"
-    assert rows[0]["front"] == "True"
+    assert (rows[0]["method"], rows[0]["front"]) == ("plain", "True")
     assert float(rows[-1]["flops"]) > float(rows[0]["flops"]) > 0
-    for wrong, said in ((["--figure", "a.png"], "belong to --pareto"), (["--pareto", "nfe", "--metric", "x"], "no such")):
+    alone, unknown = ["--figure", "a.png"], ["--pareto", "nfe", "--metric", "x"]
+    for wrong, said in ((alone, "belong to --pareto"), (unknown, "no such metric")):
         code, _, err = harness(capsys, "table", *done, *wrong)
         assert code == 2
         assert said in err
