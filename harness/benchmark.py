@@ -160,11 +160,19 @@ class TableSpec(Strict):
     groups: bool = False
     average: bool = False  # a last column: the plain mean of the metrics, as papers print it
     show: Literal["value", "win_rate"] = "value"
+    match: Literal["nfe", "flops"] | None = None  # compares each method with what the same cost buys otherwise
+    baselines: list[str] | None = None  # for `match`; without: all methods of plain noise, best of N, zero-order search
 
     @model_validator(mode="after")
     def _wins_against_something(self) -> "TableSpec":
         if self.show == "win_rate" and not self.baseline:
             raise ValueError("'show: win_rate' needs a 'baseline', the method that the others are to beat")
+        return self
+
+    @model_validator(mode="after")
+    def _baselines_are_used(self) -> "TableSpec":
+        if self.baselines is not None and self.match is None:
+            raise ValueError("'baselines' belongs to 'match: nfe' or 'match: flops'; 'baseline' alone needs no match")
         return self
 
 

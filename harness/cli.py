@@ -38,6 +38,14 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class Cost(StrEnum):
+    """What a method's quality is set against."""
+
+    NFE = "nfe"
+    FLOPS = "flops"
+    SECONDS = "seconds"
+
+
 class Kind(StrEnum):
     """What `harness list` knows."""
 
@@ -112,16 +120,31 @@ def table(
     ci: Ci = False,
     groups: Annotated[bool, typer.Option(help="A table of the categories as well.")] = False,
     rows: Annotated[Path | None, typer.Option(help="Keep every score beside its sample in this .parquet.")] = None,
+    pareto: Annotated[Cost | None, typer.Option(help="Instead: which methods nobody beats at their price.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="--pareto: only this metric (repeatable).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="--pareto: draw it into this .png as well.")] = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
-    """Print the tables of a run."""
-    from harness import run as runner
-    from harness.analysis import findings
+    """Print the tables of a run.
 
+    harness table shapes --pareto nfe --figure front.png
+    """
+    from harness import run as runner
+    from harness.analysis import findings, tables
+
+    if pareto is None and (metric or figure):
+        raise HarnessError("--metric and --figure belong to --pareto: add --pareto nfe, flops or seconds")
     outcome = runner.table(run_name, results=results)
     if rows is not None:
         findings.export(outcome, rows)
-    if form is None:
+    if pareto is not None:
+        if figure is not None:
+            tables.draw_fronts(outcome, pareto.value, metric or (), figure)
+        if form is None:
+            tables.show_tables(tables.fronts(outcome, pareto.value, metric or ()))
+        else:
+            typer.echo(tables.render_fronts(outcome, pareto.value, metric or (), form.value))
+    elif form is None:
         outcome.print_tables(ci, groups)
     else:
         typer.echo(outcome.render(form.value, ci, groups))

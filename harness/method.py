@@ -31,8 +31,8 @@ from harness.seeding import RowKey, normals, row_key
 class Result:
     """What a method made, a row each of B prompts.
 
-    `flops` counts the denoiser alone: its evaluations, and a gradient pass through it as two of them. Encoders,
-    decoders and judges are not in it, so neither is a gradient that only they take part in.
+    `flops` counts every network: the prompt's encoding, evaluations of all denoisers, decoded and judged images, and
+    the gradients through any of them (docs/cost.md).
     """
 
     images: np.ndarray  # uint8 [B, F, H, W, 3]
@@ -42,7 +42,7 @@ class Result:
     nfe: np.ndarray  # int64 [B], every denoiser evaluation
     nfe_by_network: list[dict[str, int]]
     grad_evals: np.ndarray  # int64 [B], gradient passes, through the denoiser or not; none of them is in `nfe`
-    flops: np.ndarray  # float64 [B]
+    flops: np.ndarray  # float64 [B]; NaN where the judge's are not known
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Method:
                 {name: int(counts[row]) for name, counts in counter.by_network.items()} for row in range(len(prompts))
             ],
             grad_evals=counter.gradients,
-            flops=_flops(model, counter),
+            flops=_flops(model, counter, self.judge, images.shape[1:]),
         )
 
     def _context(
@@ -157,13 +157,22 @@ def _check(stage: NoiseStage, refined: Refined, noise: Tensor) -> None:
         raise HarnessError(f"{name} returned {len(refined.records)} records for {len(noise)} rows")
 
 
-def _flops(model: Diffusion, counter: Counter) -> np.ndarray:
-    total = np.zeros(counter.samples, dtype=np.float64)
+def _flops(
+    model: Diffusion, counter: Counter, judge: SampleMetric | None = None, shape: tuple[int, ...] = ()
+) -> np.ndarray:
+    """What has been counted, float64 `[B]`; the judge's share at images of `shape` (F, H, W, 3)."""
+    total = model.flops_per_text() + counter.decoded * model.flops_per_decode()
     for network, counts in counter.by_network.items():
-        total += counts * model.flops_per_evaluation(network)
+        total = total + counts * model.flops_per_evaluation(network)
     for network, counts in counter.gradients_by_network.items():
-        total += 2 * counts * model.flops_per_evaluation(network)
-    return total
+        total = total + counts * model.flops_per_gradient(network)
+    if judge is not None and counter.judged.any():
+        total = total + judge.flops("text", shape) + counter.judged * judge.flops("image", shape)
+        apart = counter.gradients - sum(counter.gradients_by_network.values())
+        if np.any(apart):  # back through judge and decoder
+            back = judge.flops("gradient", shape, model.device) + model.flops_per_decode(gradient=True)
+            total = total + apart * back
+    return np.asarray(total, dtype=np.float64)
 
 
 def no_gradient(stage: NoiseStage, judge: SampleMetric) -> str:

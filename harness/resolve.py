@@ -20,6 +20,9 @@ from harness.identity import digest
 from harness.method import Method, load_method, method_identity, no_gradient
 from harness.metrics.base import Metric, PairedMetric, SampleMetric
 from harness.metrics.load import metric_identity
+from harness.noise.best_of_n import BestOfN
+from harness.noise.gaussian import Gaussian
+from harness.noise.zero_order_search import ZeroOrderSearch
 from harness.plan import Cell
 from harness.prompts import PromptSet
 
@@ -45,6 +48,18 @@ class ResolvedMethod:
     sampler: dict[str, Any]
     judge: str | None  # the label of its metric
     identity: dict[str, Any]
+
+    @property
+    def candidates(self) -> int | None:
+        """How many noises it samples, where it does nothing else to its noise; None for any other method."""
+        match self.method.stage:
+            case Gaussian():
+                return 1
+            case BestOfN(candidates=candidates):
+                return candidates
+            case ZeroOrderSearch(rounds=rounds, neighbours=neighbours):
+                return 1 + rounds * neighbours
+        return None
 
 
 @dataclass(frozen=True)
@@ -321,6 +336,10 @@ def _bad_tables(benchmark: Benchmark, metrics: dict[str, ResolvedMetric]) -> lis
                     found.append(f"{key}: no method {name!r}: {near}")
             if method == base:
                 found.append(f"{key}: {method!r} cannot be its own baseline")
+        for baseline in table.baselines or ():
+            if baseline not in benchmark.methods:
+                near = registry.nearest(baseline, list(benchmark.methods))
+                found.append(f"tables.{i}.baselines: no method {baseline!r}: {near}")
         for column in [] if table.columns == "metrics" else table.columns:
             if column not in columns:
                 found.append(f"tables.{i}.columns: no metric {column!r}: {registry.nearest(column, columns)}")

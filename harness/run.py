@@ -53,6 +53,7 @@ class Outcome:
     judges: dict[str, str]
     failures: list[str] = field(default_factory=list)
     published: pd.DataFrame | None = None  # rows of harness.analysis.published
+    candidates: dict[str, int] = field(default_factory=dict)  # by method that only samples: how many noises
 
     def print_tables(self, ci: bool = False, groups: bool = False) -> None:
         """Prints every table of the benchmark on the terminal."""
@@ -424,9 +425,10 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
     records = tables.records(rows, kept, distribution, infos, trained)
     judges = {label: method.judge for label, method in resolved.methods.items() if method.judge}
     theirs = [published.rows(name) for name in dict.fromkeys(resolved.benchmark.published)]
+    candidates = {label: m.candidates for label, m in resolved.methods.items() if m.candidates is not None}
     outcome = Outcome(
         records, resolved.benchmark.tables, rows, kept, infos, judges, failures,
-        pd.concat(theirs, ignore_index=True) if theirs else None,
+        pd.concat(theirs, ignore_index=True) if theirs else None, candidates,
     )
     store.write_table("records.json", json.dumps(records, indent=1))
     for number, spec in enumerate(outcome.specs):

@@ -82,7 +82,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("v = ((1 - share).sqrt() - 1) * z", "v = (1 - share).sqrt() * z"),
         ("moved.flatten(2).square().sum(2)", "moved.flatten(2).square().sum(2).sqrt()"),
         ("((1 - share).sqrt() * z + share.sqrt() * draw", "((1 - share) * z + share * draw"),
-        ("uphill if judge.higher_is_better else -uphill", "uphill"),
+        ("uphill if ctx.required_judge.higher_is_better else -uphill", "uphill"),
         ("torch.where(better, first + place, taken)", "torch.where(better, place, taken)"),
         ("self.gamma(scores, judge", "self.gamma(best.best, judge"),
         ("images * 2 - 1", "images * 2"),
@@ -356,6 +356,37 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("table.scale.get(cell[-1], 1.0)", "1.0"),
         ("if cell in said else None", "if False else None"),
         ("return max(len(repr(value)", "return min(len(repr(value)"),
+    ],
+    ("method.py", "tests/test_flops.py"): [
+        ("model.flops_per_text() + counter.decoded", "counter.decoded"),
+        ('judge.flops("text", shape) + counter.judged', "counter.judged"),
+        (" + model.flops_per_decode(gradient=True)", ""),
+    ],
+    ("flops.py", "tests/test_flops.py"): [
+        ("PLAIN = SDPBackend.MATH", "PLAIN = SDPBackend.FLASH_ATTENTION"),
+    ],
+    ("diffusion/base.py", "tests/test_flops.py"): [
+        ("self.decoded + self._counted(torch.arange(images) % self.samples)", "self.decoded + images"),
+    ],
+    ("diffusion/stable_diffusion.py", "tests/test_flops.py"): [
+        ("self.counter.add_decoded(len(latents))", "self.counter.add_decoded(self.counter.samples)"),
+    ],
+    ("noise/base.py", "tests/test_flops.py"): [
+        ("self.model.counter.add_judged(images)", "self.model.counter.add_judged(1)"),
+    ],
+    ("metrics/base.py", "tests/test_flops.py"): [
+        ('return next_ if part == "image"', 'return first if part == "image"'),
+    ],
+    ("analysis/pareto.py", "tests/analysis/test_pareto.py"): [
+        ("-known[i][1]))", "known[i][1]))"),
+        ("known[best][0] < cost)", "known[best][0] <= cost)"),
+        ("sign = 1.0 if higher_is_better else -1.0", "sign = 1.0"),
+    ],
+    ("analysis/matching.py", "tests/analysis/test_pareto.py"): [
+        ("ENOUGH <= c / cost", "c / cost"),
+        ("max(chosen[name] / cost, cost / chosen[name])", "abs(chosen[name] - cost)"),
+        ("round(own * tries / other)", "round(own / other)"),
+        ("own <= other * FAR", "own <= other * FAR**9"),
     ],
     ("metrics/clip.py", "tests/metrics/test_clip_scorers.py"): [
         ("must_fit(folder, found[\"missing_keys\"]", "must_fit(folder, []"),

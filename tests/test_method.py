@@ -107,7 +107,8 @@ def test_the_result_of_a_plain_method(model: StableDiffusion) -> None:
     assert result.nfe.tolist() == [6, 6]
     assert result.nfe_by_network == [{"main": 6}] * 2
     assert result.grad_evals.tolist() == [0, 0]
-    assert result.flops.tolist() == [6 * model.flops_per_evaluation()] * 2
+    each = 6 * model.flops_per_evaluation() + model.flops_per_decode() + model.flops_per_text()
+    assert result.flops.tolist() == [each] * 2
     key = RowKey("prompts", TEXTS[1], 1)
     expected = torch.randn((1, 4, 16, 16), generator=key.generator("noise"))
     assert torch.equal(result.initial_noise[1:], expected)

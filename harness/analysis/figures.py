@@ -8,54 +8,90 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from harness.analysis.layout import COST_TEXTS
+from harness.analysis.pareto import points
 from harness.analysis.records import Record
 
 MARKERS = "osD^v<>Pp*hX"
+FRONT = "Pareto front"
+XLABELS = {
+    "nfe": "denoiser evaluations an image (NFE)", "flops": "floating-point operations an image",
+    "seconds": "seconds an image",
+}
 
 
-def quality_against_cost(records: Sequence[Record], metrics: Sequence[str], path: Path, title: str = "") -> Path:
-    """Writes a PNG with a panel for each metric: the overall values with their 95 % intervals over NFE.
+def quality_against_cost(
+    records: Sequence[Record], metrics: Sequence[str], path: Path, title: str = "", cost: str = "nfe"
+) -> Path:
+    """Writes a PNG with a panel for each metric: the overall values with their 95 % intervals over a cost.
 
-    Methods of equal cost are drawn side by side. Records without a value are left out; the caller's tables say
-    why. One model and prompt set at a time makes a readable figure.
+    `cost` is "nfe", "flops" or "seconds". A grey line joins the Pareto front. Methods of equal cost are drawn side by
+    side. Records without a value are left out; the caller's tables say why. Each model and prompt set has a row of
+    panels.
     """
     shown = [m for m in metrics if any(r["metric"] == m and r["value"] is not None for r in records)]
-    figure = Figure(figsize=(2.6 + 3.6 * max(len(shown), 1), 4.2), dpi=150, layout="constrained")
+    places = list(dict.fromkeys((r["model"], r["prompts"]) for r in records)) or [("", "")]
+    size = (2.6 + 3.6 * max(len(shown), 1), 0.4 + 3.8 * len(places))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     methods = list(dict.fromkeys(r["method"] for r in records if r["group"] is None))
     styles = dict(zip(methods, zip(cycle(f"C{i}" for i in range(10)), cycle(MARKERS)), strict=False))
-    axes = figure.subplots(1, max(len(shown), 1), squeeze=False)[0]
-    for axis, metric in zip(axes, shown, strict=False):
-        mine = [
-            r for r in records
-            if r["metric"] == metric and r["group"] is None and r["value"] is not None and r["nfe"]
-        ]
-        spread = _spread([r["nfe"] for r in mine])
-        for record, x in zip(mine, spread, strict=True):
-            colour, marker = styles[record["method"]]
-            low = record["value"] if record["low"] is None else record["low"]
-            high = record["value"] if record["high"] is None else record["high"]
-            error = [[max(record["value"] - low, 0)], [max(high - record["value"], 0)]]
-            axis.errorbar([x], [record["value"]], error, color=colour, marker=marker, ms=5, capsize=2, lw=1,
-                          label=record["method"], ls="none")
-        arrow = "higher is better" if mine and mine[0].get("higher_is_better", True) else "lower is better"
-        axis.set(xscale="log", xlabel="denoiser evaluations an image (NFE)", ylabel=f"{metric} ({arrow})")
-        costs = sorted({round(r["nfe"]) for r in mine})
-        axis.set_xticks(costs, [str(c) for c in costs])
-        axis.minorticks_off()
-        axis.grid(alpha=0.25)
+    axes = figure.subplots(len(places), max(len(shown), 1), squeeze=False)
+    for row, place in zip(axes, places, strict=True):
+        for axis, metric in zip(row, shown, strict=False):
+            mine = [
+                r for r in points(records, metric, cost)
+                if (r["model"], r["prompts"]) == place and r["value"] is not None and r[cost]
+            ]
+            _panel(axis, mine, styles)
+            arrow = "higher is better" if mine and mine[0].get("higher_is_better", True) else "lower is better"
+            axis.set(xlabel=XLABELS[cost], ylabel=f"{metric} ({arrow})")
+            if len(places) > 1:
+                axis.set_title(" · ".join(place), fontsize=9)
     if shown:
-        handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=8, frameon=False)
+        handles = {h: x for axis in axes.flat for x, h in zip(*axis.get_legend_handles_labels(), strict=True)}
+        names = [name for name in [*methods, FRONT] if name in handles]
+        figure.legend([handles[n] for n in names], names, loc="outside right upper", fontsize=8, frameon=False)
     if title:
         figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
     return path
+
+
+def _panel(axis: Axes, mine: Sequence[Record], styles: Mapping[str, tuple[str, str]]) -> None:
+    """The points of one metric (`pareto.points`) with their intervals, and the front."""
+    cost = mine[0]["cost"] if mine else "nfe"
+    spread = _spread([r[cost] for r in mine])
+    front = [(x, r["value"]) for r, x in zip(mine, spread, strict=True) if r["front"]]
+    axis.plot([x for x, _ in front], [y for _, y in front], color="0.6", lw=1, zorder=0, label=FRONT)
+    for record, x in zip(mine, spread, strict=True):
+        colour, marker = styles[record["method"]]
+        low = record["value"] if record["low"] is None else record["low"]
+        high = record["value"] if record["high"] is None else record["high"]
+        error = [[max(record["value"] - low, 0)], [max(high - record["value"], 0)]]
+        axis.errorbar([x], [record["value"]], error, color=colour, marker=marker, ms=5, capsize=2, lw=1,
+                      label=record["method"], ls="none")
+    axis.set_xscale("log")
+    ticks = _ticks([r[cost] for r in mine])
+    axis.set_xticks(ticks, [COST_TEXTS[cost](tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.25)
+
+
+def _ticks(costs: Sequence[float]) -> list[float]:
+    """The costs that are there, but for those too near the one before to have a label of their own."""
+    ticks: list[float] = []
+    gap = max(1.15, (max(costs) / min(costs)) ** (1 / 6)) if costs else 1.0
+    for cost in sorted(costs):
+        if not ticks or cost > ticks[-1] * gap:
+            ticks.append(cost)
+    return ticks
 
 
 def _spread(costs: Sequence[float]) -> list[float]:

@@ -21,13 +21,13 @@ import pandas as pd
 
 from harness.analysis import layout, render
 from harness.analysis.figures import quality_against_cost
+from harness.analysis.matching import ALIKE, alike, nearest
 from harness.analysis.records import CELL, MetricInfo, Record, differences, records, scored_rows
 from harness.analysis.tables import Outcome
 from harness.errors import HarnessError
 
 COLUMNS = [*CELL, "prompt_id", "category", "seed", "metric", "value", "nfe", "seconds"]
 CONSTANT = re.compile(r"cfg-\d+(\.\d+)?")
-ALIKE = 0.05  # costs that differ by less count as equal
 HELPS, HURTS, UNCLEAR = "helps", "hurts", "no established effect"
 
 
@@ -227,7 +227,7 @@ def _sentence(record: Record, found: Study, name: bool = False) -> str:
         f"p {_equals(layout.p_value(record['p_holm']))}, {record['n']} pairs of {record['clusters']} prompts"
     )
     if ratio is not None:
-        text += ", equal cost" if abs(ratio - 1) < ALIKE else f", {ratio:.2g} times the evaluations"
+        text += ", equal cost" if alike(ratio, 1) else f", {ratio:.2g} times the evaluations"
     if found.judges.get(record["method"]) == record["metric"]:
         text += " (it chooses by this very metric: no independent evidence)"
     return text + "."
@@ -268,17 +268,17 @@ def _equal_cost(found: Study, spec: layout.TableSpec, base: str) -> list[str]:
         return [*lines, f"No method costs more than {base}.", ""]
     while dear:
         first = next(iter(dear))
-        alike = [m for m, c in dear.items() if abs(c / dear[first] - 1) < ALIKE]
         cost = dear[first]
-        dear = {m: c for m, c in dear.items() if m not in alike}
-        if len(alike) == 1:
+        rivals = {m: c for m, c in dear.items() if alike(c, cost)}
+        dear = {m: c for m, c in dear.items() if m not in rivals}
+        if len(rivals) == 1:
             lines += [f"**{first}** ({cost:.0f} NFE, {cost / costs[base]:.2g} times {base}) has no rival of its cost "
                       "in this study, so that its gain cannot be told from that of spending more.", ""]
             continue
-        reference = next((m for m in alike if "best-of" in m), alike[0])
-        some = found.rows[found.rows["method"].isin(alike)]
+        reference = nearest(cost, {m: c for m, c in rivals.items() if "best-of" in m}) or first
+        some = found.rows[found.rows["method"].isin(rivals)]
         compared = differences(some, reference, {found.primary: found.metrics[found.primary]})
-        lines += [f"{', '.join(f'**{m}**' for m in alike)} spend about {cost:.0f} NFE. Against {reference}:", ""]
+        lines += [f"{', '.join(f'**{m}**' for m in rivals)} spend about {cost:.0f} NFE. Against {reference}:", ""]
         lines += [_sentence(r, found) for r in compared] + [""]
     return lines
 

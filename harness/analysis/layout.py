@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from harness.analysis.beside import COSTS, Numbers, Place
+from harness.analysis.matching import misfit
 from harness.analysis.records import CELL, MetricInfo, Record
 
 LABELS = ("model", "prompts", "method")
+COST_NAMES = {"nfe": "NFE", "flops": "FLOPs", "seconds": "s/image"}
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 class Spec(Protocol):
@@ -27,6 +31,10 @@ class Spec(Protocol):
     def average(self) -> bool: ...
     @property
     def show(self) -> str: ...
+    @property
+    def match(self) -> str | None: ...
+    @property
+    def baselines(self) -> Sequence[str] | None: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class TableSpec:
     groups: bool = False
     average: bool = False
     show: str = "value"
+    match: str | None = None
+    baselines: Sequence[str] | None = None
 
 
 @dataclass
@@ -46,7 +56,7 @@ class Cell:
     """A cell: its text, the numbers behind it (by suffix; "" is the value itself), its rank and its footnotes."""
 
     text: str
-    raw: dict[str, float | int | None] = field(default_factory=dict)
+    raw: dict[str, float | int | str | None] = field(default_factory=dict)
     rank: int = 0  # 1 best, 2 second, 0 neither
     marks: list[int] = field(default_factory=list)  # places in Table.notes
 
@@ -148,11 +158,13 @@ def lay_out_groups(
 
 
 def lay_out_differences(
-    found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], title: str, numbers: Numbers | None = None
+    found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], title: str,
+    *, numbers: Numbers | None = None, cost: str = "nfe",
 ) -> Table:
     """Paired differences to a baseline: for each metric the difference with its interval, and Holm's p.
 
-    Published differences (`numbers`) stand beside ours, which are then in the published unit.
+    Then the number of pairs, and the method's `cost` ("nfe" or "flops") relative to the baseline's. Published
+    differences (`numbers`) stand beside ours, which are then in the published unit.
     """
     theirs = numbers or Numbers()
     found = [theirs.scaled(r) for r in found]
@@ -165,7 +177,7 @@ def lay_out_differences(
         columns += [Column(head, _direction(metrics[metric]), scale=theirs.scale(metric)), Column("p")]
     places = list(dict.fromkeys(map(_place, found)))
     labels, keys = _row_keys(places, spec)
-    table = Table(labels, [*columns, Column("pairs"), Column("NFE ×")], [], "", title=title)
+    table = Table(labels, [*columns, Column("pairs"), Column(f"{COST_NAMES[cost]} ×")], [], "", title=title)
     for key, place in zip(keys, places, strict=True):
         row = {(r["metric"], r["group"]): r for r in found if _place(r) == place}
         cells: list[Cell] = []
@@ -180,7 +192,7 @@ def lay_out_differences(
             p = record["p_holm"]
             cells += [Cell(text, raw, 1 if p < 0.05 else 0), Cell(p_value(p), {"": p})]
         one = next(iter(row.values()))
-        ratio = one["nfe"] / one["baseline_nfe"] if one["nfe"] and one["baseline_nfe"] else None
+        ratio = one[cost] / one[f"baseline_{cost}"] if one[cost] and one[f"baseline_{cost}"] else None
         cells += [Cell(str(one["n"]), {"": one["n"]}), Cell(fixed(ratio, 2), {"": ratio})]
         table.rows.append((list(key), cells))
     table.caption = (
@@ -188,6 +200,61 @@ def lay_out_differences(
         "Holm-adjusted over the methods of a metric; bold: p < 0.05."
     )
     _beside(table, places, theirs, list(metrics), compare=False)
+    return table
+
+
+def lay_out_matched(
+    found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], judges: Mapping[str, str],
+    candidates: Mapping[str, int],
+) -> Table:
+    """`matching.matched` as a table of differences, the baseline of every row before them."""
+    cost = spec.match or "nfe"
+    table = lay_out_differences(found, spec, metrics, f"Paired differences at equal {COST_NAMES[cost]}", cost=cost)
+    table.columns.insert(0, Column("against"))
+    first = {place: next(r for r in found if _place(r) == place) for place in dict.fromkeys(map(_place, found))}
+    for one, (_, cells) in zip(first.values(), table.rows, strict=True):
+        for cell, column in zip(cells, table.columns[1:], strict=True):
+            for who in (one["method"], one["baseline"]):
+                if judges.get(who) == column.key:
+                    cell.marks.append(table.note(_own_judge(who, column.key)))
+        why = misfit(one, cost, candidates)
+        cells.insert(0, Cell(one["baseline"], {"": one["baseline"]}, marks=[] if why is None else [table.note(why)]))
+    table.caption = f"Each against the baseline of the nearest {COST_NAMES[cost]}. {table.caption}"
+    return table
+
+
+def lay_out_front(
+    found: Sequence[Record], compared: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo],
+    judges: Mapping[str, str],
+) -> Table:
+    """`pareto.points` of one metric as a table, the front bold; `compared` are its `against_dominators`."""
+    first = found[0]
+    cost, label = first["cost"], first["metric"]
+    labels, keys = _row_keys([_place(r) for r in found], spec)
+    heads = [Column(COST_NAMES[cost], -1), Column(label, _direction(metrics[label])), Column("n"),
+             Column("dominated by"), Column("difference"), Column("p")]
+    table = Table(labels, heads, [], "", title=f"{label} against {COST_NAMES[cost]}")
+    digits = decimals([r["value"] for r in found])
+    delta = {_place(r): r for r in compared}
+    finer = decimals([r["value"] for r in compared])
+    for key, record in zip(keys, found, strict=True):
+        by, versus = record["dominated_by"], delta.get(_place(record))
+        value = _value_cell(table, record, digits, None, judges=judges, ci=True)
+        value.rank = 1 if record["front"] else 0
+        price = Cell(COST_TEXTS[cost](record[cost]), {"": record[cost]})
+        count = Cell(str(record["n"]), {"": record["n"]})
+        cells = [price, value, count, Cell(by or ("" if record["front"] else "–"), {"": by})]
+        if versus is None:
+            cells += [Cell("–" if by else ""), Cell("–" if by else "")]
+        else:
+            text = fixed(versus["value"], finer, sign=True) + interval(versus, finer, sign=True)
+            cells += [Cell(text, {"": versus["value"]}), Cell(p_value(versus["p_holm"]), {"": versus["p_holm"]})]
+        table.rows.append((list(key), cells))
+    table.caption = (
+        "Bold: on the Pareto front; no method here is as good at a lower cost, or better at the same. The others are "
+        "dominated by the method named, going by the values alone; the paired difference to it, with its 95 % interval "
+        "and Holm's p, says how sure that is."
+    )
     return table
 
 
@@ -275,7 +342,7 @@ def _beside(
             elif parts != [""]:
                 ours.raw["published"] = printed
             value = ours.raw.get("")
-            delta = None if printed is None or value is None else value - printed
+            delta = value - printed if printed is not None and isinstance(value, int | float) else None
             if "difference" in parts:
                 ours.raw["difference"] = delta
             behind = Cell(fixed(delta, max(column.digits, numbers.decimals(column.key)), sign=True))
@@ -302,14 +369,17 @@ def _value_cell(
     if n is not None and record["n"] != n:
         cell.text += f" (n={record['n']})"
     if judges.get(record["method"]) == record["metric"]:
-        text = f"{record['method']} chooses by {record['metric']} itself: no independent evidence there"
-        cell.marks.append(table.note(text))
+        cell.marks.append(table.note(_own_judge(record["method"], record["metric"])))
     if record.get("lowest"):
         cell.marks.append(table.note(f"{record['metric']}: mean of the {record['lowest']} lowest values"))
     if not record["trained"]:
         cell.marks.append(table.note("random weights: this number says nothing about a trained model"))
     cell.marks.sort()
     return cell
+
+
+def _own_judge(method: str, metric: str) -> str:
+    return f"{method} chooses by {metric} itself: no independent evidence there"
 
 
 def _count_notes(table: Table, cell: Cell, row: Sequence[Record]) -> None:
@@ -417,3 +487,15 @@ def _seconds(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
+def operations(value: float | None) -> str:
+    """Floating-point operations with three digits: "1.25 G", "83.2 T"."""
+    if value is None:
+        return "–"
+    power = max(0, min(int(math.log10(value)) // 3, len(PREFIXES) - 1)) if value > 0 else 0
+    scaled = value / 1000**power
+    return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f} {PREFIXES[power]}".strip()
+
+
+COST_TEXTS = {"nfe": _nfe, "flops": operations, "seconds": _seconds}

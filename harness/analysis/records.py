@@ -101,9 +101,9 @@ def records(
 
 
 def scored_rows(images: pd.DataFrame, scores: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> pd.DataFrame:
-    """Every finite score beside its sample: model, method, prompts, prompt_id, category, seed, nfe, seconds,
+    """Every finite score beside its sample: model, method, prompts, prompt_id, category, seed, nfe, flops, seconds,
     metric, value."""
-    keep = [*CELL, "prompt_id", "category", "seed", "nfe", "seconds"]
+    keep = [*CELL, "prompt_id", "category", "seed", "nfe", "flops", "seconds"]
     samples = images.drop_duplicates("sample_id")[["sample_id", *keep]]
     parts = [
         samples.merge(part.loc[part["why"].isna()], on="sample_id").assign(metric=label)
@@ -132,12 +132,14 @@ def differences(
 ) -> list[Record]:
     """Every method minus `baseline` (or, by method, its own), paired by (prompt, seed), on the rows of `scored_rows`.
 
+    A mapping gives each method a baseline of its own; methods that it does not name are left out.
+
     A record holds model, method, prompts, group, metric, baseline, value (method - baseline), low, high, n
     (pairs), clusters (prompts), p (sign flips of prompts), p_holm, win_rate, win_low, win_high (the share of prompts
     on which the method is better, ties half), effect_size (Cohen's d_z of the prompts, signed as value is), nfe,
-    baseline_nfe. Holm's family is all methods on one metric of one (model, prompts); with `groups`, all methods ×
-    categories likewise. A metric whose value is the mean of the lowest has none: a difference of such means is no mean
-    of paired differences.
+    baseline_nfe, and likewise flops where the rows have them. Holm's family is all methods on one metric of one
+    (model, prompts); with `groups`, all methods × categories likewise. A metric whose value is the mean of the lowest
+    has none: a difference of such means is no mean of paired differences.
     """
     found: list[Record] = []
     for (model, prompts, label), part in rows.groupby(["model", "prompts", "metric"], sort=False):
@@ -206,7 +208,9 @@ def _difference(pairs: pd.DataFrame, grouped: bool, higher_is_better: bool) -> R
         "clusters": found.clusters, "p": found.p,
         "win_rate": won.rate, "win_low": won.low, "win_high": won.high,
         "effect_size": number(stats.effect_size(delta, prompts)),
-        "nfe": number(pairs["nfe"].mean()), "baseline_nfe": number(pairs["nfe_base"].mean()),
+    } | {
+        key + cost: number(pairs[cost + side].mean())
+        for cost in ("nfe", "flops") if cost in pairs for key, side in (("", ""), ("baseline_", "_base"))
     }
 
 

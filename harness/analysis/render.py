@@ -111,7 +111,7 @@ def csv_text(table: Table) -> str:
     writer.writerow([*table.labels, *(name for _, _, name in suffixes)])
     for labels, cells in table.rows:
         values = [cells[place].raw.get(suffix) for place, suffix, _ in suffixes]
-        writer.writerow([*labels, *("" if value is None else repr(value) for value in values)])
+        writer.writerow([*labels, *("" if v is None else v if isinstance(v, str) else repr(v) for v in values)])
     return out.getvalue()
 
 

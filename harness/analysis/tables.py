@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
 from rich.console import Console
 
+from harness.analysis import pareto
 from harness.analysis import render as formats
 from harness.analysis.beside import numbers, objects
-from harness.analysis.layout import Cell, Column, Spec, Table, TableSpec, lay_out, lay_out_differences, lay_out_groups
-from harness.analysis.records import MetricInfo, Record, baselines, differences, records, scored_rows, win_rates
+from harness.analysis.layout import (
+    Cell,
+    Column,
+    Spec,
+    Table,
+    TableSpec,
+    lay_out,
+    lay_out_differences,
+    lay_out_front,
+    lay_out_groups,
+    lay_out_matched,
+)
+from harness.analysis.matching import matched
+from harness.analysis.records import CELL, MetricInfo, Record, baselines, differences, records, scored_rows, win_rates
+from harness.errors import HarnessError
 
-__all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "as_json", "baselines", "differences", "laid_out",
-           "records", "render", "scored_rows", "show"]
+__all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "as_json", "baselines", "differences", "draw_fronts",
+           "fronts", "laid_out", "records", "render", "render_fronts", "scored_rows", "show", "show_tables"]
 
 FORMATS = {"markdown": formats.markdown, "latex": formats.latex, "html": formats.html}
 
@@ -35,6 +50,8 @@ class Outcome(Protocol):
     def judges(self) -> Mapping[str, str]: ...
     @property
     def published(self) -> pd.DataFrame | None: ...
+    @property
+    def candidates(self) -> Mapping[str, int]: ...
 
 
 def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = False) -> list[Table]:
@@ -47,7 +64,13 @@ def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = F
     if paired:
         theirs = numbers(outcome.published, "difference", paired)
         title = _against("Paired differences", spec.baseline)
-        tables.append(lay_out_differences(paired, spec, outcome.metrics, title, theirs))
+        tables.append(lay_out_differences(paired, spec, outcome.metrics, title, numbers=theirs))
+    if spec.match is not None:
+        metrics = {label: outcome.metrics[label] for label in _measured(outcome, spec)}
+        offered = list(outcome.candidates) if spec.baselines is None else spec.baselines
+        found = matched(scored_rows(outcome.rows, outcome.scores, metrics), offered, metrics, spec.match)
+        if found:
+            tables.append(lay_out_matched(found, spec, outcome.metrics, outcome.judges, outcome.candidates))
     return tables
 
 
@@ -93,6 +116,50 @@ def _against(what: str, baseline: str | Mapping[str, str] | None) -> str:
     return f"{what} against {baseline}"
 
 
+def fronts(outcome: Outcome, cost: str, wanted: Sequence[str] = ()) -> list[Table]:
+    """For each metric (`wanted`, or all that have a value) which methods are on the Pareto front over `cost`.
+
+    Raises:
+        HarnessError: no such metric.
+    """
+    rows = scored_rows(outcome.rows, outcome.scores, outcome.metrics)
+    return [
+        lay_out_front(
+            found, pareto.against_dominators(found, rows, outcome.metrics), TableSpec(), outcome.metrics, outcome.judges
+        )
+        for found in (pareto.points(outcome.records, metric, cost) for metric in _valued(outcome, wanted))
+    ]
+
+
+def _valued(outcome: Outcome, wanted: Sequence[str] = ()) -> list[str]:
+    """The metrics asked for, or else all that have a value. Raises HarnessError for one that the run does not have."""
+    for metric in wanted:
+        if metric not in outcome.metrics:
+            raise HarnessError(f"--metric {metric}: this run has no such metric; it has {', '.join(outcome.metrics)}")
+    having = {r["metric"] for r in outcome.records if r["value"] is not None}
+    return list(wanted) or [metric for metric in outcome.metrics if metric in having]
+
+
+def draw_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], path: Path) -> None:
+    """Writes `fronts` as a figure. Raises HarnessError where `path` is no .png."""
+    from harness.analysis.figures import quality_against_cost  # the drawing library takes its time to import
+
+    if path.suffix != ".png":
+        raise HarnessError(f"--figure {path}: expected a file that ends in .png")
+    quality_against_cost(outcome.records, _valued(outcome, wanted), path, cost=cost)
+
+
+def render_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], form: str) -> str:
+    """`fronts` as `markdown`, `latex`, `html`, or all points in one as `csv` or `json`."""
+    if form not in ("csv", "json"):
+        return "\n".join(FORMATS[form](table) for table in fronts(outcome, cost, wanted))
+    found = [point for metric in _valued(outcome, wanted) for point in pareto.points(outcome.records, metric, cost)]
+    if form == "json":
+        return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    columns = [*CELL, "metric", "value", "low", "high", "n", cost, "front", "dominated_by"]
+    return str(pd.DataFrame(found, columns=columns).to_csv(index=False, lineterminator="\n"))
+
+
 def render(outcome: Outcome, spec: Spec, form: str, *, ci: bool = False, groups: bool = False) -> str:
     """The tables of a spec as `markdown`, `latex`, `csv`, `html` or `json` (as `as_json`).
 
@@ -130,8 +197,13 @@ def show(
     outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = False, console: Console | None = None
 ) -> None:
     """Prints the tables of a spec. Where standard output is no terminal, no line is folded to its width."""
+    show_tables(laid_out(outcome, spec, ci=ci, groups=groups), console)
+
+
+def show_tables(tables: Sequence[Table], console: Console | None = None) -> None:
+    """Prints tables as `show` does."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
-    for table in laid_out(outcome, spec, ci=ci, groups=groups):
+    for table in tables:
         console.print(formats.terminal(table, console.width))

@@ -106,13 +106,15 @@ class Schedule(ABC):
 
 
 class Counter:
-    """Denoiser evaluations per sample, by network; gradient passes apart."""
+    """Denoiser evaluations per sample, by network; gradient passes, decoded and judged images apart."""
 
     def __init__(self, samples: int) -> None:
         self.samples = samples
         self.by_network: dict[str, np.ndarray] = {}
         self.gradients = np.zeros(samples, dtype=np.int64)  # all gradient passes
         self.gradients_by_network: dict[str, np.ndarray] = {}  # those that go back through a denoiser
+        self.decoded = np.zeros(samples, dtype=np.int64)
+        self.judged = np.zeros(samples, dtype=np.int64)
 
     def add(self, network: str, rows: Tensor) -> None:
         """Counts one evaluation for every entry of `rows` (indices of samples)."""
@@ -128,6 +130,14 @@ class Counter:
             before = self.gradients_by_network.get(network, 0)
             self.gradients_by_network[network] = before + self._counted(rows)
 
+    def add_decoded(self, images: int) -> None:
+        """Counts an image for each row of the micro-batch in order, again and again, `images` in all."""
+        self.decoded = self.decoded + self._counted(torch.arange(images) % self.samples)
+
+    def add_judged(self, images: int) -> None:
+        """Likewise the images that a judge has looked at."""
+        self.judged = self.judged + self._counted(torch.arange(images) % self.samples)
+
     def _counted(self, rows: Tensor) -> np.ndarray:
         counted: np.ndarray = torch.bincount(rows, minlength=self.samples).numpy()
         return counted
@@ -141,7 +151,8 @@ class Counter:
 class Diffusion(ABC):
     """A diffusion model of one family, with its weights, on one device.
 
-    Every denoiser evaluation goes through `predict`, which adds it to `counter` when one is set.
+    Every denoiser evaluation goes through `predict`, which adds it to `counter` when one is set; so do `decode` and
+    `decode_differentiable` with their images.
     """
 
     family: ClassVar[str]
@@ -247,3 +258,15 @@ class Diffusion(ABC):
     @abstractmethod
     def flops_per_evaluation(self, network: str = "main") -> float:
         """Floating-point operations of one row's evaluation, 1 multiply-add = 2 (measured once, then kept)."""
+
+    def flops_per_gradient(self, network: str = "main") -> float:
+        """Likewise of one row's way back through the network to its input."""
+        return 2 * self.flops_per_evaluation(network)
+
+    def flops_per_decode(self, gradient: bool = False) -> float:
+        """Likewise of decoding one row, or with `gradient` of the way back from the image to the latents."""
+        return 0.0
+
+    def flops_per_text(self) -> float:
+        """Likewise of encoding one prompt."""
+        return 0.0

@@ -9,7 +9,7 @@ tiles, whose seams would show).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,6 +19,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from harness import flops
 from harness import weights as weight_files
 from harness.diffusion import folders
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
@@ -63,7 +64,7 @@ class StableDiffusion(Diffusion):
         side = self.size // folders.factor(vae.config)
         self.latent_shape = (unet.config.in_channels, side, side)
         self._texts: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
-        self._flops: dict[str, float] = {}
+        self._flops: dict[tuple[str, bool], float] = {}
 
     @classmethod
     def load(
@@ -239,6 +240,8 @@ class StableDiffusion(Diffusion):
 
     def decode_differentiable(self, latents: Tensor) -> Tensor:
         """Clean latents to images, float `[B, 1, H, W, 3]` in [0, 1], gradients kept."""
+        if self.counter is not None:
+            self.counter.add_decoded(len(latents))
         together = max(1, DECODED_PIXELS // self.size**2)
         images = torch.cat([self._decoded(rows) for rows in latents.split(together)])
         return (images * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).unsqueeze(1)
@@ -249,12 +252,42 @@ class StableDiffusion(Diffusion):
         return images
 
     def flops_per_evaluation(self, network: str = "main") -> float:
-        """Floating-point operations of one row's evaluation: convolutions, products of matrices, attention."""
-        if network not in self._flops:
-            one = self.encode([Prompt("", "")]).tensors
-            inputs = self._inputs({key: torch.empty(value.shape, device="meta") for key, value in one.items()})
-            self._flops[network] = self.unets.flops(network, (1, *self.latent_shape), inputs)
-        return self._flops[network]
+        """Floating-point operations of one row's evaluation (`harness.flops`)."""
+        return self._kept(network, False, lambda: self._unet_flops(network, gradient=False))
+
+    def flops_per_gradient(self, network: str = "main") -> float:
+        """Of one row's way back through the network to its input."""
+        return self._kept(network, True, lambda: self._unet_flops(network, gradient=True))
+
+    def flops_per_decode(self, gradient: bool = False) -> float:
+        """Of decoding one row, or of the way back from the image to the latents."""
+        return self._kept("/decoder", gradient, lambda: self._decoder_flops(gradient))
+
+    def flops_per_text(self) -> float:
+        """Of encoding one prompt, padded to the encoder's length as all are."""
+        return self._kept("/text", False, lambda: flops.of_forward(lambda: self._encode("")))
+
+    def _kept(self, part: str, gradient: bool, count: Callable[[], float]) -> float:
+        """What has been counted once; "/" begins no network's name."""
+        if (part, gradient) not in self._flops:
+            self._flops[part, gradient] = count()
+        return self._flops[part, gradient]
+
+    def _unet_flops(self, network: str, gradient: bool) -> float:
+        one = self.encode([Prompt("", "")]).tensors
+        inputs = self._inputs({key: torch.empty(value.shape, device="meta") for key, value in one.items()})
+        return self.unets.flops(network, (1, *self.latent_shape), inputs, gradient)
+
+    def _decoder_flops(self, gradient: bool) -> float:
+        """On shapes alone, as those of the UNets."""
+        with torch.device("meta"), quiet():
+            vae = type(self.vae).from_config(self.vae.config).eval().requires_grad_(False)
+            latents = torch.empty(1, *self.latent_shape)
+
+            def call(x: Tensor) -> Tensor:
+                return vae.decode(x, return_dict=False)[0]  # type: ignore[no-any-return]
+
+            return flops.of_backward(call, latents) if gradient else flops.of_forward(lambda: call(latents))
 
 
 def tokenize(tokenizer: Any, text: str) -> Any:

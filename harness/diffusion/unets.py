@@ -14,8 +14,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from safetensors import safe_open
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from harness import flops
 from harness.diffusion.folders import LORA_FILE, open_network
 from harness.errors import HarnessError
 
@@ -140,8 +140,8 @@ class UNets:
             self._attention[name, layers] = self_attention(unet, layers)
         return self._attention[name, layers]
 
-    def flops(self, name: str, shape: tuple[int, ...], inputs: dict[str, Any]) -> float:
-        """Floating-point operations of one evaluation: convolutions, products of matrices, attention.
+    def flops(self, name: str, shape: tuple[int, ...], inputs: dict[str, Any], gradient: bool = False) -> float:
+        """Floating-point operations of one evaluation (`harness.flops`), or of the way back from it to its input.
 
         Counted on shapes alone (a UNet without weights), so that device and kernels have no part in it;
         `inputs` are the UNet's further arguments as tensors on the device "meta".
@@ -150,10 +150,13 @@ class UNets:
         with torch.device("meta"):
             if name in self._loras:
                 unet.add_adapter(self._main.peft_config[name], name)
-            counter = FlopCounterMode(display=False)
-            with torch.no_grad(), counter:
-                unet(torch.empty(shape), torch.zeros(1), **inputs)
-        return float(counter.get_total_flops())
+            unet.requires_grad_(False)
+
+            def call(x: Tensor) -> Tensor:
+                return unet(x, torch.zeros(1), **inputs).sample  # type: ignore[no-any-return]
+
+            x = torch.empty(shape)
+            return flops.of_backward(call, x) if gradient else flops.of_forward(lambda: call(x))
 
 
 def without_weights(config: Any) -> Any:

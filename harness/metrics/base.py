@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from harness import artifacts
+from harness import artifacts, flops
 from harness.errors import HarnessError
 from harness.frechet import Jackknife, factor_of
 from harness.identity import digest
@@ -76,6 +77,10 @@ class Metric(ABC):
         return self.missing() is not None or all(is_trained(artifacts.find(n)) for n in self.artifacts().values())
 
 
+# What an image is judged by where only the operations of judging matter; with the truth that GenEval asks for.
+EXAMPLE = Prompt("", "a photo of a dog", truth={"tag": "single_object", "include": [{"class": "dog", "count": 1}]})
+
+
 class SampleMetric(Metric):
     """A value for each image."""
 
@@ -93,6 +98,36 @@ class SampleMetric(Metric):
     def has_gradient(self) -> bool:
         """Whether the metric has a `differentiable` of its own."""
         return type(self).differentiable is not SampleMetric.differentiable
+
+    def forget(self) -> None:
+        """Drops what has been kept of texts; they are computed anew."""
+
+    def flops(
+        self, part: Literal["text", "image", "gradient"], shape: tuple[int, ...], device: str | torch.device = "cpu"
+    ) -> float:
+        """Floating-point operations (`harness.flops`) of judging, counted once for images of `shape` (F, H, W, 3).
+
+        "image": of scoring an image; "text": what the first image of a prompt costs more, where the metric keeps what
+        it has made of a text; "gradient": of the way back from the value to an image that lies on `device`. NaN where
+        the metric cannot score a black image.
+        """
+
+        def count() -> float:
+            black = np.zeros((1, *shape), dtype=np.uint8)
+            self.forget()
+            first, next_ = (flops.of_forward(lambda: self.score(black, [EXAMPLE])) for _ in range(2))
+            if part == "gradient":
+                shown = torch.zeros(black.shape, device=device)
+                return flops.of_backward(lambda images: self.differentiable(images, [EXAMPLE]), shown)
+            return next_ if part == "image" else first - next_
+
+        kept: dict[Any, float] = vars(self).setdefault("_flops", {})
+        if (part, shape) not in kept:
+            try:
+                kept[part, shape] = count()
+            except Exception:  # another's metric; that its cost is unknown must not cost the images
+                kept[part, shape] = float("nan")
+        return kept[part, shape]
 
 
 @dataclass(frozen=True)

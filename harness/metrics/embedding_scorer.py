@@ -41,6 +41,10 @@ class EmbeddingScorer(SampleMetric):
         """Loads the CLIP, or finds it loaded by another metric."""
         object.__setattr__(self, "_clip", self.load(device))
 
+    def forget(self) -> None:
+        """Drops the texts' embeddings."""
+        self.clip.texts.clear()
+
     @property
     def clip(self) -> Embedder:
         """The CLIP. Raises HarnessError before `open`."""

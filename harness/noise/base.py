@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from harness.errors import HarnessError
 from harness.metrics.base import SampleMetric
 from harness.prompts import Prompt
 from harness.seeding import RowKey, normals
+
+Values = TypeVar("Values", np.ndarray, Tensor)
 
 
 @dataclass
@@ -66,10 +68,27 @@ class NoiseContext:
             HarnessError: there is no judge, or it answers for another number of images.
         """
         judge = self.required_judge
-        prompts = [*self.prompts] * (len(latents) // len(self.prompts))
-        scores = np.asarray(judge.score(self.model.decode(latents), prompts).values, dtype=np.float64)
-        if scores.shape != (len(latents),):
-            raise HarnessError(f"judge {judge.name!r} gave scores {scores.shape} for {len(latents)} images")
+        scores = np.asarray(judge.score(self.model.decode(latents), self._texts(latents)).values, dtype=np.float64)
+        return self._judged(scores, len(latents))
+
+    def rate(self, images: Tensor) -> Tensor:
+        """What the judge says of images, float `[k * B, F, H, W, 3]` in [0, 1], with their gradient; `[k * B]`.
+
+        Raises:
+            HarnessError: there is no judge, or it answers for another number of images.
+        """
+        return self._judged(self.required_judge.differentiable(images, self._texts(images)), len(images))
+
+    def _texts(self, rows: Tensor) -> list[Prompt]:
+        return [*self.prompts] * (len(rows) // len(self.prompts))
+
+    def _judged(self, scores: Values, images: int) -> Values:
+        """The scores, checked and counted."""
+        if tuple(scores.shape) != (images,):
+            name = self.required_judge.name
+            raise HarnessError(f"judge {name!r} gave scores {tuple(scores.shape)} for {images} images")
+        if self.model.counter is not None:
+            self.model.counter.add_judged(images)
         return scores
 
 

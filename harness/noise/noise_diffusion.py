@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import HarnessError
-from harness.metrics.base import SampleMetric
 from harness.noise.base import NoiseContext, Refined
 from harness.noise.choice import Best, numbers, positive
 
@@ -81,7 +79,7 @@ class NoiseDiffusion:
         taken: list[np.ndarray] = []
         for index in range(self.rounds + 1):
             latents = ctx.sample(noise)
-            scores, uphill = self._judged(ctx, judge, latents, gradient=index < self.rounds)
+            scores, uphill = self._judged(ctx, latents, gradient=index < self.rounds)
             best.offer(noise, latents, scores)
             if index == self.rounds:
                 break
@@ -97,25 +95,21 @@ class NoiseDiffusion:
         s = np.clip((values - self.low) / (self.high - self.low), 0, 1)
         return np.asarray(1 - np.sqrt(s if higher_is_better else 1 - s))
 
-    def _judged(
-        self, ctx: NoiseContext, judge: SampleMetric, latents: Tensor, gradient: bool
-    ) -> tuple[np.ndarray, Tensor]:
+    def _judged(self, ctx: NoiseContext, latents: Tensor, gradient: bool) -> tuple[np.ndarray, Tensor]:
         """The judge's values, float64 `[B]`, and the direction in which the latents get better, `[B, C, H, W]`."""
         with torch.set_grad_enabled(gradient):
             clean = latents.detach().requires_grad_(gradient)
             images = ctx.model.decode_differentiable(clean).float()  # a judge answers in its images' dtype
             if self.variant == "published":
                 images = images * 2 - 1
-            values = judge.differentiable(images, ctx.prompts)
-            if values.shape != (len(latents),):
-                raise HarnessError(f"judge {judge.name!r} gave values {tuple(values.shape)} for {len(latents)} images")
+            values = ctx.rate(images)
             scores = values.detach().double().cpu().numpy()
             if not gradient:
                 return scores, torch.zeros_like(latents)
             (uphill,) = torch.autograd.grad(values.sum(), clean)
         if ctx.model.counter is not None:
             ctx.model.counter.add_gradient(ctx.conditioning.rows)
-        return scores, uphill if judge.higher_is_better else -uphill
+        return scores, uphill if ctx.required_judge.higher_is_better else -uphill
 
     def _records(self, best: Best, gammas: list[np.ndarray], taken: list[np.ndarray]) -> list[dict[str, Any]]:
         records = best.records()
