@@ -8,5 +8,9 @@ class HarnessError(Exception):
     """
 
 
+class Lacking(HarnessError):
+    """What was asked for makes sense but is not on this machine; the message says how to get it."""
+
+
 class PartError(HarnessError):
     """A file of a run folder cannot be read. Names the file; the rest of the run is unharmed."""

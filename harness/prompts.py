@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness import manifest as manifests
 from harness.benchmark import PromptSpec
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Lacking
 from harness.identity import seed64
 from harness.prompt_files import Prompt, read_file
 from harness.registry import nearest
@@ -36,14 +36,15 @@ def load(spec: PromptSpec, folder: Path) -> PromptSet:
     """The prompts that a benchmark asks for; `folder` is where its relative paths start.
 
     Raises:
-        HarnessError: unknown set, missing or changed file, a malformed or repeated row, or nothing selected.
+        HarnessError: unknown set, changed file, a malformed or repeated row, or nothing selected.
+        Lacking: the file is not on this machine.
     """
     if spec.set in manifests.known():
         manifest = manifests.load(spec.set)
         paths = [folder / spec.path] if spec.path else [manifest.folder / file.path for file in manifest.files]
         for path, file in zip(paths, manifest.files, strict=True):
             if not path.is_file():
-                raise HarnessError(
+                raise Lacking(
                     f"prompt set {spec.set!r}: no file {path}. Its source is {manifest.source}; save it and add "
                     f"'path: FILE' to the benchmark's prompts"
                 )
@@ -56,7 +57,7 @@ def load(spec: PromptSpec, folder: Path) -> PromptSet:
     elif spec.path:
         paths, form, columns, nsfw = [folder / spec.path], Path(spec.path).suffix.lstrip("."), {}, False
         if not paths[0].is_file():
-            raise HarnessError(f"prompt set {spec.set!r}: no file {paths[0]}")
+            raise Lacking(f"prompt set {spec.set!r}: no file {paths[0]}")
     else:
         raise HarnessError(
             f"unknown prompt set {spec.set!r}: {nearest(spec.set, sorted(manifests.known()))} "
