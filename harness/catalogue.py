@@ -48,7 +48,7 @@ def _benchmark(name: str) -> dict[str, Any]:
 
 def _prompt_set(name: str) -> dict[str, Any]:
     found = manifest.load(name)
-    here = all((found.folder / file.path).is_file() for file in found.files)
+    here = all((found.folder / file.path).exists() for file in found.files)
     return {
         "name": name, "about": found.title, "rows": found.rows, "licence": found.licence, "source": found.source,
         "here": here,

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import pydantic
 import yaml
 
 from harness.benchmark import resources
+from harness.prompt_formats import READERS
 from harness.weights import must_be_inside
+
+Sha256 = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, pydantic.StringConstraints(min_length=1, strip_whitespace=True)]
+ROLES = {"id", "text", "category", "class_label", "image", "truth"}
 
 
 def home() -> Path:
@@ -18,16 +25,19 @@ def home() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "diffusion-noise-harness" / "prompts"
 
 
-class DataFile(pydantic.BaseModel):
-    """One file of a prompt set. `category` is that of all its prompts, where the file says it by its name."""
-
+class _Strict(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
+
+class DataFile(_Strict):
+    """One file of a prompt set (a folder for the formats `folder` and `orbits`). `category` is that of all its
+    prompts, where the file says it by its name; their ids then begin with it."""
+
     path: str
-    url: str | None = None
-    size: int | None = None  # bytes
-    sha256: str | None = None
-    category: str | None = None
+    url: str | None = None  # None: no address is known that needs no login
+    size: int | None = pydantic.Field(None, ge=1)  # bytes
+    sha256: Sha256 | None = None  # None: the official bytes are not known
+    category: Text | None = None
 
     @pydantic.model_validator(mode="after")
     def _inside(self) -> DataFile:
@@ -35,20 +45,51 @@ class DataFile(pydantic.BaseModel):
         return self
 
 
-class Manifest(pydantic.BaseModel):
+class Form(_Strict):
+    """Files that hold a set's prompts, and how they are parsed (`harness.prompt_files.read_file`)."""
+
+    files: tuple[DataFile, ...] = pydantic.Field(min_length=1)
+    format: str
+    columns: dict[str, str] = {}  # which column is id, text, category, truth, ...
+    blocks: bool = False  # the rows come in blocks, a category each, in the order and number of `categories`
+
+    @pydantic.model_validator(mode="after")
+    def _sound(self) -> Form:
+        if self.format not in READERS:
+            raise ValueError(f"format {self.format!r}: expected {', '.join(READERS)}")
+        if not set(self.columns) <= ROLES:
+            raise ValueError(f"columns: expected {', '.join(sorted(ROLES))}, got {', '.join(self.columns)}")
+        categories = [file.category for file in self.files]
+        if len(self.files) > 1 and (None in categories or len(set(categories)) < len(categories)):
+            raise ValueError("of several files each needs a category of its own")
+        return self
+
+
+class Manifest(Form):
     """What is known of a prompt set."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
     name: str
-    title: str
-    source: str  # what a person reads: a page, a repository and its commit
-    licence: str
-    files: tuple[DataFile, ...]
-    format: str
-    rows: int
-    columns: dict[str, str] = {}  # which column is id, text, category, truth, ...
+    title: Text
+    source: Text  # what a person reads: a page, a repository and its commit
+    licence: Text
+    rows: int | None = pydantic.Field(ge=1)  # prompts; None: not known
+    categories: dict[str, int] = {}  # prompts of each
+    first: int | None = pydantic.Field(None, ge=1)  # the set is the first rows of its file
+    allow_empty: bool = False  # whether an empty prompt belongs to the set
+    prompts_sha256: Sha256 | None = None  # of ids and texts, `harness.prompts.prompts_sha256`
     nsfw: bool = False
+    also: tuple[Form, ...] = ()  # other files that hold the same prompts
+
+    @pydantic.model_validator(mode="after")
+    def _counted(self) -> Manifest:
+        if self.categories and sum(self.categories.values()) != self.rows:
+            raise ValueError(f"categories: sum is {sum(self.categories.values())}, rows is {self.rows}")
+        return self
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Every form in which its prompts may come, the one that `harness fetch` gets first."""
+        return (self, *self.also)
 
     @property
     def folder(self) -> Path:
@@ -65,3 +106,19 @@ def known() -> dict[str, Path]:
 def load(name: str) -> Manifest:
     """The manifest of a set. Raises KeyError for an unknown one."""
     return Manifest.model_validate(yaml.safe_load(known()[name].read_text(encoding="utf-8")))
+
+
+@cache
+def _by_sha256() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in known():
+        for form in load(name).forms:
+            for file in form.files:
+                if file.sha256:
+                    found.setdefault(file.sha256, []).append(name)
+    return found
+
+
+def sets_with(sha256: str) -> list[str]:
+    """The sets of which a file has this SHA-256."""
+    return _by_sha256().get(sha256, [])

@@ -1,17 +1,16 @@
-"""Files of prompts: each format read into rows, and rows into prompts; every fault with its file and row."""
+"""Files of prompts: rows made into prompts and checked; every fault with its file, row and column."""
 
-import csv
-import io
-import json
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.prompt_formats import LONGEST, Row, read_rows
 
-FORMATS = ("csv", "tsv", "jsonl", "txt")
-ROW = "*"  # in place of a column's name: the whole row, as an object
-LONGEST = 100_000  # characters of one prompt; far above any real one, far below what stalls a tokenizer
+WHOLE = "*"  # in place of a column's name: the whole row, as an object
+NUMBER = "#"  # in place of a column's name: the row's number from 0
+LONGEST_ID = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -27,100 +26,110 @@ class Prompt:
     columns: dict[str, Any] = field(default_factory=dict)  # further columns of the set's file
 
 
-def read_file(path: Path, form: str, columns: dict[str, str]) -> list[Prompt]:
+def read_file(path: Path, form: str, columns: dict[str, str], allow_empty: bool = False) -> list[Prompt]:
     """The prompts of a file.
 
-    `columns` says which column is `id`, `text`, `category`, `truth`, ... (`*`: the whole row). Without it the text is
-    looked for under prompt, text or caption in any case (a .txt file is a prompt a line), the id under id, else the
-    row number, the prompt's own picture under image (a path below the file's folder), the truth under truth, or it is
-    the whole row where that is GenEval's (tag, include).
+    Args:
+        form: one of `harness.prompt_formats.READERS`.
+        columns: which column is `id`, `text`, `category`, `class_label`, `image`, `truth` (`*`: the whole row; `#`:
+            the row's number). Empty: the text is looked for under prompt, text or caption in any case (a .txt file is
+            a prompt a line), the id under id, the prompt's own picture under image (a path below the file's folder),
+            the truth under truth, or it is the whole row where that is GenEval's (tag, include). Without a column of
+            ids the row's place is the id: its number from 0, or `category/number` in a file divided into categories.
+        allow_empty: whether a prompt may be the empty text.
+
+    Raises:
+        HarnessError: the file, its row and column, and what is wrong there.
     """
-    if form not in FORMATS:
-        raise HarnessError(f"{path}: files of kind {form!r} are not read as prompts; expected {', '.join(FORMATS)}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # a byte-order mark is no part of the first column's name
-    except UnicodeDecodeError as error:
-        raise HarnessError(f"{path}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
-    rows = _rows(path, text, form)
-    if not rows:
-        raise HarnessError(f"{path}: holds no prompts")
-    roles = columns or _guess(path, list(rows[0]))
-    prompts = [_prompt(path, number, row, roles) for number, row in enumerate(rows)]
-    seen: dict[str, int] = {}
-    for number, prompt in enumerate(prompts):
+    rows = read_rows(path, form)
+    roles = columns or _guess(path, list(rows[0][1]))
+    prompts = [_prompt(path, row, roles, allow_empty) for row in rows]
+    seen: dict[str, str] = {}
+    for (place, _), prompt in zip(rows, prompts, strict=True):
         if prompt.id in seen:
-            raise HarnessError(f"{path}: rows {seen[prompt.id]} and {number} have the same id {prompt.id!r}")
-        seen[prompt.id] = number
-    return prompts
-
-
-def _rows(path: Path, text: str, form: str) -> list[dict[str, Any]]:
-    if form == "txt":
-        return [{"prompt": line} for line in text.split("\n") if line.strip()]
-    if form == "jsonl":
-        rows = []
-        for number, line in enumerate(text.split("\n")):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise HarnessError(f"{path}: line {number + 1} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise HarnessError(f"{path}: line {number + 1}: expected an object, got {line[:80]!r}")
-            rows.append(row)
-        return rows
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if form == "tsv" else {"strict": True}
-    csv.field_size_limit(10 * LONGEST)
-    try:
-        table = list(csv.reader(io.StringIO(text, newline=""), **dialect))
-    except csv.Error as error:
-        raise HarnessError(f"{path}: malformed {form}: {error}") from error
-    table = [cells for cells in table if cells]
-    for number, cells in enumerate(table[1:]):
-        if len(cells) != len(table[0]):
             raise HarnessError(
-                f"{path}: row {number} has {len(cells)} cells, the header has {len(table[0])}: {str(cells)[:200]}"
+                f"{path}: rows {seen[prompt.id]} and {place} have the same id {prompt.id!r}"
+                + (f" (column {roles['id']})" if "id" in roles else "")
             )
-    return [dict(zip(table[0], cells, strict=True)) for cells in table[1:]]
+        seen[prompt.id] = place
+    return prompts
 
 
 def _guess(path: Path, header: list[str]) -> dict[str, str]:
     lower = {name.lower(): name for name in header}
     text = next((lower[name] for name in ("prompt", "prompts", "text", "caption") if name in lower), None)
     if text is None:
-        raise HarnessError(f"{path}: no column called prompt, text or caption; it has {', '.join(header)}")
+        raise HarnessError(f"{path}: no column called prompt, text or caption; it has {', '.join(header)[:200]}")
     roles: dict[str, str] = {role: lower[role] for role in ("id", "category", "image", "truth") if role in lower}
     if {"tag", "include"} <= set(header):  # GenEval's own metadata
-        roles |= {"category": "tag", "truth": ROW}
+        roles |= {"category": "tag", "truth": WHOLE}
     return {"text": text} | roles
 
 
-def _prompt(path: Path, number: int, row: dict[str, Any], roles: dict[str, str]) -> Prompt:
-    for role, column in roles.items():
-        if column not in row and column != ROW:
-            raise HarnessError(f"{path}: row {number} has no {column!r} (the prompt's {role})")
-    text = row[roles["text"]]
-    if not isinstance(text, str) or len(text) > LONGEST or any(ord(c) < 32 and c not in "\t\r\n" for c in text):
-        raise HarnessError(
-            f"{path}: row {number}: {roles['text']}: expected a text of at most {LONGEST} characters without "
-            f"control characters, got {str(text)[:60]!r}"
+def _prompt(path: Path, placed: Row, roles: dict[str, str], allow_empty: bool) -> Prompt:
+    place, row = placed
+
+    def value(role: str) -> Any:
+        column = roles.get(role)
+        if column is None:
+            return None
+        if column == WHOLE:
+            return row
+        if column == NUMBER:
+            return int(place.rpartition("/")[2])
+        if column not in row:
+            raise HarnessError(f"{path}: row {place} has no {column!r} (the prompt's {role})")
+        return row[column]
+
+    def wrong(role: str, expected: str) -> HarnessError:
+        return HarnessError(
+            f"{path}: row {place}: {roles.get(role, role)}: expected {expected}, got {str(value(role))[:60]!r}"
         )
-    truth = (row if roles["truth"] == ROW else row[roles["truth"]]) if "truth" in roles else None
+
+    text = value("text")
+    if not isinstance(text, str) or len(text) > LONGEST or not _clean(text, "\t\r\n"):
+        raise wrong("text", f"a text of at most {LONGEST} characters without control characters")
+    if not text.strip() and not allow_empty:
+        raise wrong("text", "a prompt, not an empty text")
+
+    key = value("id") if "id" in roles else place
+    if type(key) is int:
+        key = str(key)
+    if not isinstance(key, str) or not 0 < len(key) <= LONGEST_ID or not key.strip() or not _clean(key):
+        raise wrong("id", f"a whole number or a text of 1 to {LONGEST_ID} characters without control characters")
+    if "id" in roles and ("/" in key or "\\" in key or key in (".", "..")):
+        raise wrong("id", "a name and not a path (without '/' and '\\')")
+
+    category = value("category")
+    if category is not None:
+        if type(category) not in (str, int) or len(str(category)) > LONGEST_ID or not _clean(str(category)):
+            raise wrong("category", f"a text of at most {LONGEST_ID} characters without control characters")
+        category = str(category).strip() or None  # DrawBench has a trailing blank in one
+
+    label = value("class_label")
+    if label is not None:
+        if not str(label).isascii() or not str(label).isdigit() or len(str(label)) > 9:
+            raise wrong("class_label", "a whole number from 0")
+        label = int(label)
+
+    image = value("image") or None
+    if image is not None and not (isinstance(image, str) and _clean(image) and _inside(image)):
+        raise wrong("image", "a path below the folder of this file")
+
+    truth = value("truth")
     if truth is not None and not isinstance(truth, dict):
-        raise HarnessError(f"{path}: row {number}: {roles['truth']}: expected an object, got {str(truth)[:60]!r}")
-    category = row[roles["category"]] if "category" in roles else None
-    image = str(row[roles["image"]]) if "image" in roles and row[roles["image"]] else None
-    if image is not None and (PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts):
-        raise HarnessError(
-            f"{path}: row {number}: {roles['image']}: expected a path below the folder of this file, got {image!r}"
-        )
-    return Prompt(
-        id=str(row[roles["id"]]) if "id" in roles else str(number),
-        text=text,
-        category=None if category is None else str(category).strip(),
-        class_label=int(row[roles["class_label"]]) if "class_label" in roles else None,
-        image=image,
-        truth=truth,
-        columns={name: value for name, value in row.items() if name not in roles.values()},
+        raise wrong("truth", "an object")
+    further = {name: cell for name, cell in row.items() if name not in roles.values()}
+    return Prompt(key, text, category, label, image, truth, further)
+
+
+def _clean(text: str, allowed: str = "") -> bool:
+    """Whether a text has no control characters but the allowed ones, and no half of a surrogate pair."""
+    return text.isprintable() or all(
+        character in allowed or unicodedata.category(character) not in ("Cc", "Cs") for character in text
     )
+
+
+def _inside(path: str) -> bool:
+    pure = PurePosixPath(path)
+    return not pure.is_absolute() and ".." not in pure.parts and "\\" not in path

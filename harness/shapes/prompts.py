@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
+from harness.identity import digest
 from harness.shapes.grammar import prompt_captions
 
 TITLES = {
@@ -34,16 +36,19 @@ def prompt_lines(held_out: bool) -> str:
 def manifest(held_out: bool) -> str:
     """The YAML manifest of a set."""
     name, lines = set_name(held_out), prompt_lines(held_out)
+    data = lines.encode()
+    counts = Counter(caption.tag for _, caption in prompt_captions(held_out))
     fields = {
         "name": name,
         "title": json.dumps(TITLES[name]),
         "source": "harness.shapes.prompts",
         "licence": "CC0-1.0",
-        "file": f"{name}.jsonl",
+        "files": f"[{{path: {name}.jsonl, size: {len(data)}, sha256: {hashlib.sha256(data).hexdigest()}}}]",
         "format": "jsonl",
-        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
-        "rows": lines.count("\n"),
         "columns": "{id: id, text: prompt, category: category, truth: truth}",
+        "rows": lines.count("\n"),
+        "categories": "{" + ", ".join(f"{task}: {count}" for task, count in counts.items()) + "}",
+        "prompts_sha256": digest([[key, caption.text] for key, caption in prompt_captions(held_out)]),
         "nsfw": "false",
     }
     return "".join(f"{key}: {value}\n" for key, value in fields.items())
