@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +67,21 @@ def _model(found: Resolved, label: str, spec: ModelSpec) -> dict[str, Any]:
 
 def _prompts(found: Resolved, label: str, spec: PromptSpec) -> dict[str, Any]:
     """Of a set that is not here, as many prompts as its manifest says; None where none says it."""
-    count = None
-    if label in found.prompts:
-        count = len(found.prompts[label].prompts)
-    elif spec.set in manifest.known() and spec.category is None:
-        count = min(manifest.load(spec.set).rows, spec.first or spec.sample or sys.maxsize)
+    here = found.prompts.get(label)
+    count = len(here.prompts) if here else _promised(spec)
     return {"label": label, "set": spec.set, "prompts": count, "missing": found.lacking.get(f"prompts.{label}")}
+
+
+def _promised(spec: PromptSpec) -> int | None:
+    """How many prompts a selection of a known set has."""
+    if spec.set not in manifest.known():
+        return None
+    known = manifest.load(spec.set)
+    rows = known.rows
+    if spec.category is not None:
+        wanted = {spec.category} if isinstance(spec.category, str) else set(spec.category)
+        rows = sum(known.categories[name] for name in wanted) if wanted <= known.categories.keys() else None
+    return None if rows is None else min(rows, spec.first or rows, spec.sample or rows)
 
 
 def _missing(name: str) -> str | None:
