@@ -74,7 +74,7 @@ def run(
             as_name=as_name, replace=tuple(replace or ()),
         )
     if as_json:
-        typer.echo(json.dumps(outcome.records, indent=1))
+        typer.echo(outcome.render("json"))
     else:
         outcome.print_tables(ci)
     _finish(outcome.failures)

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness import prompts as prompt_sets
 from harness import registry, weights
+from harness.analysis import beside, published
 from harness.benchmark import Benchmark, MethodSpec, ModelSpec, named
 from harness.diffusion.base import Diffusion, Sampler
 from harness.errors import HarnessError, Lacking
@@ -157,7 +158,7 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool) -> Resolved:
             metrics[label] = _compared(metrics[label], benchmark, methods, prompts)
         except HarnessError as error:
             problems.append(f"metrics.{metrics[label].name}: {error}")
-    problems += _bad_tables(benchmark, metrics)
+    problems += _bad_published(benchmark) or _bad_tables(benchmark, metrics)
     if benchmark.seeding == "published" and methods:
         stages = [method.method.stage for method in methods.values()]
         if not any(getattr(stage, "published_seeding", False) for stage in stages):
@@ -320,14 +321,37 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
     return found
 
 
+def _bad_published(benchmark: Benchmark) -> list[str]:
+    labels = {
+        "model": list(benchmark.models), "method": list(benchmark.methods), "prompts": list(benchmark.prompts),
+    }
+    found = []
+    for i, name in enumerate(benchmark.published):
+        try:
+            wrong = beside.agreement(published.rows(name), labels)
+        except HarnessError as error:
+            found.append(f"published.{i}: {error}")
+            continue
+        if wrong is not None:
+            found.append(f"published.{i}: {name}: {wrong}")
+    return found
+
+
 def _bad_tables(benchmark: Benchmark, metrics: dict[str, ResolvedMetric]) -> list[str]:
     found = []
-    for number, table in enumerate(benchmark.tables):
-        if table.baseline is not None and table.baseline not in benchmark.methods:
-            near = registry.nearest(table.baseline, list(benchmark.methods))
-            found.append(f"tables.{number}.baseline: no method {table.baseline!r}: {near}")
+    theirs = [metric for name in benchmark.published for metric in dict.fromkeys(published.rows(name)["metric"])]
+    columns = list(dict.fromkeys([*metrics, *theirs]))
+    for i, table in enumerate(benchmark.tables):
+        pairs = table.baseline if isinstance(table.baseline, dict) else {"": table.baseline}
+        for method, base in pairs.items():
+            key = f"tables.{i}.baseline" + (f".{method}" if method else "")
+            for name in (method, base):
+                if name and name not in benchmark.methods:
+                    near = registry.nearest(name, list(benchmark.methods))
+                    found.append(f"{key}: no method {name!r}: {near}")
+            if method == base:
+                found.append(f"{key}: {method!r} cannot be its own baseline")
         for column in [] if table.columns == "metrics" else table.columns:
-            if column not in metrics:
-                near = registry.nearest(column, list(metrics))
-                found.append(f"tables.{number}.columns: no metric {column!r}: {near}")
+            if column not in columns:
+                found.append(f"tables.{i}.columns: no metric {column!r}: {registry.nearest(column, columns)}")
     return found

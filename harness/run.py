@@ -17,7 +17,7 @@ import yaml
 import harness
 from harness import benchmark as benchmarks
 from harness import registry
-from harness.analysis import tables
+from harness.analysis import published, tables
 from harness.benchmark import TableSpec, named
 from harness.display import Display
 from harness.distribution import distribution_values
@@ -50,6 +50,7 @@ class Outcome:
     metrics: dict[str, tables.MetricInfo]
     judges: dict[str, str]
     failures: list[str] = field(default_factory=list)
+    published: pd.DataFrame | None = None  # rows of harness.analysis.published
 
     def print_tables(self, ci: bool = False, groups: bool = False) -> None:
         """Prints every table of the benchmark on the terminal."""
@@ -61,7 +62,7 @@ class Outcome:
     def render(self, form: str, ci: bool = False, groups: bool = False) -> str:
         """The tables as markdown, latex, csv, html or json."""
         if form == "json":
-            return json.dumps(self.records, indent=1)
+            return tables.as_json(self, self.specs)
         return "\n".join(tables.render(self, spec, form, ci=ci, groups=groups) for spec in self.specs)
 
 
@@ -381,14 +382,21 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
             for label, metric in metrics.items()
             if isinstance(metric.metric, DistributionMetric) and metric.missing is None
         },
-        {spec.baseline for spec in resolved.benchmark.tables if spec.baseline is not None},
+        {
+            base for spec in resolved.benchmark.tables
+            for base in tables.baselines(spec.baseline, resolved.benchmark.methods).values()
+        },
     )
     infos = {label: _info(metric) for label, metric in metrics.items()}
     kept = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame(columns=SCORES)
     trained = {label: model.trained for label, model in resolved.models.items()}
     records = tables.records(rows, kept, distribution, infos, trained)
     judges = {label: method.judge for label, method in resolved.methods.items() if method.judge}
-    outcome = Outcome(records, resolved.benchmark.tables, rows, kept, infos, judges, failures)
+    theirs = [published.rows(name) for name in dict.fromkeys(resolved.benchmark.published)]
+    outcome = Outcome(
+        records, resolved.benchmark.tables, rows, kept, infos, judges, failures,
+        pd.concat(theirs, ignore_index=True) if theirs else None,
+    )
     store.write_table("records.json", json.dumps(records, indent=1))
     for number, spec in enumerate(outcome.specs):
         store.write_table(f"table-{number}.md", tables.render(outcome, spec, "markdown", ci=True))

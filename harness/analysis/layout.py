@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from harness.analysis.records import MetricInfo, Record
+from harness.analysis.beside import COSTS, Numbers, Place
+from harness.analysis.records import CELL, MetricInfo, Record
 
 LABELS = ("model", "prompts", "method")
 
@@ -19,19 +20,25 @@ class Spec(Protocol):
     @property
     def columns(self) -> str | Sequence[str]: ...
     @property
-    def baseline(self) -> str | None: ...
+    def baseline(self) -> str | Mapping[str, str] | None: ...
     @property
     def groups(self) -> bool: ...
+    @property
+    def average(self) -> bool: ...
+    @property
+    def show(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """Rows are told apart by `rows`; `columns` are metric labels in order, or all of them."""
+    """Rows are told apart by `rows`; `columns` are metric labels in order, or all of them (docs/tables.md)."""
 
     rows: Sequence[str] = ("prompts", "method")
     columns: str | Sequence[str] = "metrics"
-    baseline: str | None = None
+    baseline: str | Mapping[str, str] | None = None
     groups: bool = False
+    average: bool = False
+    show: str = "value"
 
 
 @dataclass
@@ -46,10 +53,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column; `direction` is 1 where higher is better, -1 where lower is, 0 where neither."""
+    """A column; `direction` is 1 where higher is better, -1 where lower is, 0 where neither.
+
+    Columns that follow each other with one key are the `part`s of one: published, ours, difference. `scale` is what
+    our values are multiplied by to be in the published unit; `digits` the decimals; `marks` the head's footnotes.
+    """
 
     key: str
     direction: int = 0
+    part: str = ""
+    scale: float = 1.0
+    digits: int = 0
+    marks: tuple[int, ...] = ()
 
 
 @dataclass
@@ -72,19 +87,46 @@ class Table:
 
 def lay_out(
     records: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo],
-    judges: Mapping[str, str] | None = None, *, ci: bool = False,
+    judges: Mapping[str, str] | None = None, *, ci: bool = False, numbers: Numbers | None = None,
 ) -> Table:
-    """The table of overall values: a row a cell, a column a metric, then n, NFE and seconds per image."""
-    chosen = list(metrics) if isinstance(spec.columns, str) else list(spec.columns)
-    columns = {label: (label, _direction(metrics[label])) for label in chosen}
-    mine = [r for r in records if r["group"] is None and r["metric"] in columns]
-    heads = [Column(*column) for column in columns.values()]
-    table = _grid(mine, spec, heads, "metric", metrics=metrics, judges=judges or {}, ci=ci)
-    for label in chosen:
+    """The table of overall values: a row a cell, a column a metric, then n, NFE and seconds per image.
+
+    With published `numbers` a metric that has some becomes three columns, published, ours (in the published unit)
+    and ours less published; a published row that is none of our cells is a row too, and a published metric that is
+    none of `metrics` a column.
+    """
+    theirs = numbers or Numbers()
+    chosen = shown(spec, metrics, theirs)
+    theirs = theirs.of([*chosen, *COSTS.values(), *["average"] * spec.average])
+    own = [label for label in chosen if label in metrics]
+    mine = [theirs.scaled(r) for r in records if r["group"] is None and r["metric"] in own]
+    won = spec.show == "win_rate"
+    directions = {label: 1 if won else _direction(metrics[label]) for label in own}
+    columns = [Column(label, directions.get(label, 0), scale=theirs.scale(label)) for label in chosen]
+    if spec.average and own:
+        mine += _averages(mine, own)
+        columns.append(Column("average", directions[own[0]] if len(set(directions.values())) == 1 else 0))
+    columns = _with_digits(columns, mine, "metric", theirs)
+    places = theirs.places(_place(r) for r in mine)
+    table = _grid(mine, places, spec, columns, "metric", judges=judges or {}, ci=ci)
+    if spec.average and own:
+        names = ", ".join(f"{c.key} ×{c.scale:g}" if c.scale != 1 else c.key for c in columns if c.key in own)
+        note = table.note(f"average: plain mean of {names}{'' if won else '; it mixes their scales'}")
+        table.columns[len(columns) - 1] = replace(columns[-1], marks=(note,))
+    for label in own:
         sizes = {r["n"] for r in mine if r["metric"] == label and r["value"] is not None}
         if metrics[label].kind == "distribution" and len(sizes) > 1:
             table.note(f"{label} depends on n: rows of different n must not be compared")
+    _beside(table, places, theirs, [*own, "average", *COSTS.values()])
     return table
+
+
+def shown(spec: Spec, metrics: Mapping[str, MetricInfo], numbers: Numbers) -> list[str]:
+    """The metric columns of a table: the metrics here, and those that are published alone."""
+    if not isinstance(spec.columns, str):
+        return [label for label in spec.columns if label in metrics or label in numbers.metrics]
+    placed = {*metrics, *COSTS.values(), *["average"] * spec.average}
+    return [*metrics, *(metric for metric in numbers.metrics if metric not in placed)]
 
 
 def lay_out_groups(
@@ -95,26 +137,37 @@ def lay_out_groups(
     mine = [r for r in records if r["metric"] == label and r["group"] is not None]
     names = list(dict.fromkeys(r["group"] for r in mine))
     columns = [Column(name, _direction(metrics[label])) for name in names]
-    table = _grid(mine, spec, columns, "group", metrics=metrics, judges=judges or {}, ci=ci)
+    columns = _with_digits(columns, mine, "group", Numbers())
+    places = list(dict.fromkeys(map(_place, mine)))
+    table = _grid(mine, places, spec, columns, "group", judges=judges or {}, ci=ci)
     table.title = f"{label} by category"
     return table
 
 
-def lay_out_differences(found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], title: str) -> Table:
-    """Paired differences to a baseline: for each metric the difference with its interval, and Holm's p."""
+def lay_out_differences(
+    found: Sequence[Record], spec: Spec, metrics: Mapping[str, MetricInfo], title: str, numbers: Numbers | None = None
+) -> Table:
+    """Paired differences to a baseline: for each metric the difference with its interval, and Holm's p.
+
+    Published differences (`numbers`) stand beside ours, which are then in the published unit.
+    """
+    theirs = numbers or Numbers()
+    found = [theirs.scaled(r) for r in found]
     names = list(dict.fromkeys((r["metric"], r["group"]) for r in found))
-    columns = []
+    columns, digits = [], {}
     for metric, group in names:
         head = metric if group is None else f"{metric}: {group}"
-        columns += [Column(head, _direction(metrics[metric])), Column("p")]
-    labels, keys = _row_keys(found, spec)
+        mine = [r["value"] for r in found if (r["metric"], r["group"]) == (metric, group)]
+        digits[metric, group] = max(decimals(mine), theirs.decimals(metric))
+        columns += [Column(head, _direction(metrics[metric]), scale=theirs.scale(metric)), Column("p")]
+    places = list(dict.fromkeys(map(_place, found)))
+    labels, keys = _row_keys(places, spec)
     table = Table(labels, [*columns, Column("pairs"), Column("NFE ×")], [], "", title=title)
-    digits = {name: decimals([r["value"] for r in found if (r["metric"], r["group"]) == name]) for name in names}
-    for key in keys:
-        mine = {(r["metric"], r["group"]): r for r in found if _key(r, labels) == key}
+    for key, place in zip(keys, places, strict=True):
+        row = {(r["metric"], r["group"]): r for r in found if _place(r) == place}
         cells: list[Cell] = []
         for name in names:
-            record = mine.get(name)
+            record = row.get(name)
             if record is None:
                 cells += [Cell("–"), Cell("–")]
                 continue
@@ -123,7 +176,7 @@ def lay_out_differences(found: Sequence[Record], spec: Spec, metrics: Mapping[st
             raw = {"": record["value"], "low": record["low"], "high": record["high"]}
             p = record["p_holm"]
             cells += [Cell(text, raw, 1 if p < 0.05 else 0), Cell(p_value(p), {"": p})]
-        one = next(iter(mine.values()))
+        one = next(iter(row.values()))
         ratio = one["nfe"] / one["baseline_nfe"] if one["nfe"] and one["baseline_nfe"] else None
         cells += [Cell(str(one["n"]), {"": one["n"]}), Cell(fixed(ratio, 2), {"": ratio})]
         table.rows.append((list(key), cells))
@@ -131,40 +184,107 @@ def lay_out_differences(found: Sequence[Record], spec: Spec, metrics: Mapping[st
         "Differences paired by prompt and seed, 95 % intervals (prompts resampled); p from sign flips of prompts, "
         "Holm-adjusted over the methods of a metric; bold: p < 0.05."
     )
+    _beside(table, places, theirs, list(metrics), compare=False)
     return table
 
 
 # ------------------------------------------------------------------------------------------------------ details
 
 
+def _with_digits(columns: Sequence[Column], mine: Sequence[Record], by: str, numbers: Numbers) -> list[Column]:
+    """The columns with as many decimals as their values need, and as many as the published ones have."""
+    values: dict[str, list[float | None]] = {}
+    for record in mine:
+        values.setdefault(record[by], []).append(record["value"])
+    return [replace(c, digits=max(decimals(values.get(c.key, [])), numbers.decimals(c.key))) for c in columns]
+
+
+def _averages(mine: Sequence[Record], own: Sequence[str]) -> list[Record]:
+    """A record a cell: the plain mean of its metrics' values, None where one has none."""
+    rows: dict[Place, dict[str, Record]] = {}
+    for record in mine:
+        rows.setdefault(_place(record), {})[record["metric"]] = record
+    found = []
+    for row in rows.values():
+        lacking = [label for label in own if label not in row or row[label]["value"] is None]
+        value = None if lacking else sum(row[label]["value"] for label in own) / len(own)
+        n = 0 if lacking else min(row[label]["n"] for label in own)
+        found.append(next(iter(row.values())) | {
+            "metric": "average", "value": value, "low": None, "high": None, "n": n, "failed": 0, "lowest": None,
+            "reason": f"no value of {', '.join(lacking)}", "trained": all(row[label]["trained"] for label in row),
+        })
+    return found
+
+
 def _grid(
-    mine: Sequence[Record], spec: Spec, columns: list[Column], by: str,
-    *, metrics: Mapping[str, MetricInfo], judges: Mapping[str, str], ci: bool,
+    mine: Sequence[Record], places: Sequence[Place], spec: Spec, columns: list[Column], by: str,
+    *, judges: Mapping[str, str], ci: bool,
 ) -> Table:
-    labels, keys = _row_keys(mine, spec)
+    """A row for each of `places`; one that has no records is a row of dashes."""
+    labels, keys = _row_keys(places, spec)
     table = Table(labels, [*columns, Column("n"), Column("NFE"), Column("s/image")], [], "")
-    digits = {c.key: decimals([r["value"] for r in mine if r[by] == c.key]) for c in columns}
     sizes = []
-    for key in keys:
-        row = {r[by]: r for r in mine if _key(r, labels) == key}
+    for key, place in zip(keys, places, strict=True):
+        row = {r[by]: r for r in mine if _place(r) == place}
         n = max((r["n"] for r in row.values()), default=0)
-        sizes.append(n)
         cells = [
-            _value_cell(table, row.get(c.key), digits[c.key], n if by == "metric" else None, judges=judges, ci=ci)
+            _value_cell(table, row.get(c.key), c.digits, n if by == "metric" else None, judges=judges, ci=ci)
             for c in columns
         ]
         costs = list(row.values())
         if by == "group":
             n = sum(r["n"] for r in costs)
-            sizes[-1] = n
-        count = Cell(str(n), {"": n})
+        count = Cell(str(n), {"": n}) if row else Cell("–", {"": None})
+        sizes += [n] if row else []
         _count_notes(table, count, costs)
         nfe, seconds = (_weighted(costs, name, by == "group") for name in ("nfe", "seconds"))
         cells += [count, Cell(_nfe(nfe), {"": nfe}), Cell(_seconds(seconds), {"": seconds})]
         table.rows.append((list(key), cells))
-    _rank(table, mine, labels, keys, columns=columns, by=by)
-    table.caption = _caption(sizes, ci, any(metrics[r["metric"]].kind == "distribution" for r in mine))
+    _rank(table, mine, places, columns, by)
+    table.caption = _caption(sizes, ci, any(r["kind"] == "distribution" for r in mine), spec.show == "win_rate")
     return table
+
+
+def _beside(
+    table: Table, places: Sequence[Place], numbers: Numbers, own: Collection[str], compare: bool = True
+) -> None:
+    """Sets each published number before ours and, to `compare`, ours less published behind it.
+
+    `own` are the columns that can have a value of ours; of any other the published numbers stand alone.
+    """
+    columns: list[Column] = []
+    rows: list[list[Cell]] = [[] for _ in places]
+    for i, column in enumerate(table.columns):
+        found = [numbers.found.get((place, column.key)) for place in places]
+        parts = ["published", "ours", "difference"] if compare else ["published", "ours"]
+        if not any(found):
+            parts = [""]
+        elif column.key not in own:
+            parts = ["published"]
+        columns += [replace(column, part=part, marks=() if k else column.marks) for k, part in enumerate(parts)]
+        for row, (_, cells), number in zip(rows, table.rows, found, strict=True):
+            ours = cells[i]
+            printed = number.value if number else None
+            cell = Cell(fixed(printed, numbers.decimals(column.key)))
+            cell.marks = [table.note(f"published: {note}") for note in number.notes] if number else []
+            if parts == ["published"]:
+                cell.raw["published"] = printed
+            elif parts != [""]:
+                ours.raw["published"] = printed
+            value = ours.raw.get("")
+            delta = None if printed is None or value is None else value - printed
+            if "difference" in parts:
+                ours.raw["difference"] = delta
+            behind = Cell(fixed(delta, max(column.digits, numbers.decimals(column.key)), sign=True))
+            made = {"": ours, "published": cell, "ours": ours, "difference": behind}
+            row += [made[part] for part in parts]
+    table.columns = columns
+    table.rows = [(labels, row) for (labels, _), row in zip(table.rows, rows, strict=True)]
+    if any(column.part for column in columns):
+        table.caption += f" Published: {numbers.cited()}."
+        table.caption += " Difference: ours less published, which is no paired test." if compare else ""
+    for name, count in numbers.left_out.items():
+        table.note(f"{name}: {count} numbers of other models or prompt sets are left out")
 
 
 def _value_cell(
@@ -200,33 +320,34 @@ def _count_notes(table: Table, cell: Cell, row: Sequence[Record]) -> None:
 
 
 def _rank(
-    table: Table, mine: Sequence[Record], labels: list[str], keys: list[tuple[str, ...]], *,
-    columns: list[Column], by: str,
+    table: Table, mine: Sequence[Record], places: Sequence[Place], columns: Sequence[Column], by: str
 ) -> None:
-    """Marks best and second of each column among the methods of one model and prompt set; ties share a rank."""
-    for place, column in enumerate(columns):
-        blocks: dict[tuple[str, str], dict[int, float]] = {}
+    """Marks best and second of each column among the methods of one model and prompt set (win rates: against one
+    baseline); ties share a rank."""
+    for i, column in enumerate(columns):
+        blocks: dict[tuple[str, str, str | None], dict[int, float]] = {}
         for record in mine:
             if record[by] == column.key and record["value"] is not None and column.direction:
-                block = blocks.setdefault((record["model"], record["prompts"]), {})
-                block[keys.index(_key(record, labels))] = column.direction * record["value"]
+                block = blocks.setdefault((record["model"], record["prompts"], record.get("baseline")), {})
+                block[places.index(_place(record))] = column.direction * record["value"]
         for block in blocks.values():
             order = sorted(set(block.values()), reverse=True)[:2] if len(block) > 1 else []
             for row, value in block.items():
                 if value in order:
-                    table.rows[row][1][place].rank = order.index(value) + 1
+                    table.rows[row][1][i].rank = order.index(value) + 1
 
 
-def _row_keys(mine: Sequence[Record], spec: Spec) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The label columns (those asked for, and any other that tells two cells apart) and the rows in order."""
+def _row_keys(places: Sequence[Place], spec: Spec) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The label columns (those asked for, and any other that tells two cells apart) and each cell's labels."""
+    rows = [dict(zip(CELL, place, strict=True)) for place in places]
     wanted = list(spec.rows) or ["method"]
-    extra = [k for k in LABELS if k not in wanted and len({r[k] for r in mine}) > 1]
+    extra = [k for k in LABELS if k not in wanted and len({row[k] for row in rows}) > 1]
     labels = [*extra, *wanted]
-    return labels, list(dict.fromkeys(_key(r, labels) for r in mine))
+    return labels, [tuple(row[label] for label in labels) for row in rows]
 
 
-def _key(record: Record, labels: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(record[label]) for label in labels)
+def _place(record: Record) -> Place:
+    return (str(record["model"]), str(record["method"]), str(record["prompts"]))
 
 
 def _direction(info: MetricInfo) -> int:
@@ -240,13 +361,16 @@ def _weighted(row: Sequence[Record], name: str, by_group: bool) -> float | None:
     return sum(v * w for v, w in known) / weight if weight else None
 
 
-def _caption(sizes: Sequence[int], ci: bool, distribution: bool) -> str:
+def _caption(sizes: Sequence[int], ci: bool, distribution: bool, won: bool) -> str:
     low, high = min(sizes, default=0), max(sizes, default=0)
-    text = f"n = {low} images a row" if low == high else f"n = {low} to {high} images a row"
+    unit = "prompts" if won else "images"
+    text = f"n = {low} {unit} a row" if low == high else f"n = {low} to {high} {unit} a row"
+    if won:
+        text += "; values: the share of prompts on which a method beats its baseline, ties half"
     text += "; NFE: denoiser evaluations an image; s/image: seconds to generate one"
     if ci:
-        text += "; [95 % interval], prompts resampled"
-        if distribution:
+        text += "; [95 % interval], Wilson's over prompts" if won else "; [95 % interval], prompts resampled"
+        if distribution and not won:
             text += " (distribution metrics: prompts left out by jackknife, which shows no bias of small n)"
     return text + "."
 

@@ -110,40 +110,51 @@ def scored_rows(images: pd.DataFrame, scores: pd.DataFrame, metrics: Mapping[str
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
+def baselines(given: str | Mapping[str, str] | None, methods: Iterable[str]) -> dict[str, str]:
+    """What each method is compared with: all others with the one that is `given`, or each with its own."""
+    if given is None:
+        return {}
+    own = {method: given for method in methods if method != given} if isinstance(given, str) else given
+    return {method: own[method] for method in methods if method in own}
+
+
 def differences(
     rows: pd.DataFrame,
-    baseline: str,
+    baseline: str | Mapping[str, str],
     metrics: Mapping[str, MetricInfo],
     *,
     groups: bool = False,
     methods: Sequence[str] | None = None,
 ) -> list[Record]:
-    """Every method minus `baseline`, paired by (prompt, seed), on the rows of `scored_rows`.
+    """Every method minus `baseline` (or, by method, its own), paired by (prompt, seed), on the rows of `scored_rows`.
 
     A record holds model, method, prompts, group, metric, baseline, value (method - baseline), low, high, n
-    (pairs), clusters (prompts), p (sign flips of prompts), p_holm, nfe, baseline_nfe. Holm's family is all
-    methods on one metric of one (model, prompts); with `groups`, all methods × categories likewise. A metric whose
-    value is the mean of the lowest has none: a difference of such means is no mean of paired differences.
+    (pairs), clusters (prompts), p (sign flips of prompts), p_holm, win_rate, win_low, win_high (the share of prompts
+    on which the method is better, ties half), effect_size (Cohen's d_z of the prompts, signed as value is), nfe,
+    baseline_nfe. Holm's family is all methods on one metric of one (model, prompts); with `groups`, all methods ×
+    categories likewise. A metric whose value is the mean of the lowest has none: a difference of such means is no mean
+    of paired differences.
     """
     found: list[Record] = []
     for (model, prompts, label), part in rows.groupby(["model", "prompts", "metric"], sort=False):
-        base = part[part["method"] == baseline]
-        if base.empty or label not in metrics or metrics[str(label)].lowest:
+        if label not in metrics or metrics[str(label)].lowest:
             continue
+        by_method = {str(method): mine for method, mine in part.groupby("method", sort=False)}
         overall: list[Record] = []
         by_group: list[Record] = []
-        for method, mine in part.groupby("method", sort=False):
-            if method == baseline or (methods is not None and method not in methods):
+        for method, base in baselines(baseline, by_method).items():
+            if base not in by_method or (methods is not None and method not in methods):
                 continue
-            pairs = mine.merge(base, on=["prompt_id", "seed"], suffixes=("", "_base"))
+            pairs = by_method[method].merge(by_method[base], on=["prompt_id", "seed"], suffixes=("", "_base"))
             if pairs.empty:
                 continue
-            head = {"model": model, "method": method, "prompts": prompts, "metric": label, "baseline": baseline}
-            grouped = metrics[str(label)].grouped and bool(pairs["category"].notna().any())
-            overall.append(head | {"group": None} | _difference(pairs, grouped))
+            head = {"model": model, "method": method, "prompts": prompts, "metric": label, "baseline": base}
+            info = metrics[str(label)]
+            grouped = info.grouped and bool(pairs["category"].notna().any())
+            overall.append(head | {"group": None} | _difference(pairs, grouped, info.higher_is_better))
             if groups and grouped:
                 by_group += [
-                    head | {"group": str(name)} | _difference(some, False)
+                    head | {"group": str(name)} | _difference(some, False, info.higher_is_better)
                     for name, some in pairs.groupby("category", sort=False)
                 ]
         for family in (overall, by_group):
@@ -153,11 +164,43 @@ def differences(
     return found
 
 
-def _difference(pairs: pd.DataFrame, grouped: bool) -> Record:
+def win_rates(
+    found: Sequence[Record], paired: Sequence[Record], baseline: str | Mapping[str, str]
+) -> list[Record]:
+    """The overall records of the methods that have a baseline, with their win rates against it for values.
+
+    `found` are the records of a run, `paired` its `differences`. Beside a record's keys: quantity ("win_rate") and
+    baseline; value, low and high are shares, n counts prompts.
+    """
+    key = [*CELL, "metric"]
+    won = {tuple(d[name] for name in key): d for d in paired if d["group"] is None}
+    against = baselines(baseline, dict.fromkeys(r["method"] for r in found))
+    rates = []
+    for record in found:
+        if record["group"] is not None or record["method"] not in against:
+            continue
+        base = against[record["method"]]
+        rate = won.get(tuple(record[name] for name in key))
+        if rate is not None:
+            ends = {"value": rate["win_rate"], "low": rate["win_low"], "high": rate["win_high"], "n": rate["clusters"]}
+        else:
+            why = f"no prompt and seed with a score of it for {base} as well"
+            if record["kind"] == "distribution" or record.get("lowest"):
+                why = "a value of all images together, so that no prompt is won"
+            reason = record["reason"] if record["value"] is None else why
+            ends = dict.fromkeys(("value", "low", "high")) | {"n": 0, "reason": reason}
+        rates.append(record | {"quantity": "win_rate", "baseline": base} | ends)
+    return rates
+
+
+def _difference(pairs: pd.DataFrame, grouped: bool, higher_is_better: bool) -> Record:
     delta = pairs["value"].to_numpy(float) - pairs["value_base"].to_numpy(float)
     found = stats.paired_difference(delta, pairs["prompt_id"], pairs["category"] if grouped else None)
+    won = stats.win_rate(delta, pairs["prompt_id"], higher_is_better)
     return _interval(found) | {
         "clusters": found.clusters, "p": found.p,
+        "win_rate": won.rate, "win_low": won.low, "win_high": won.high,
+        "effect_size": number(stats.effect_size(delta, pairs["prompt_id"])),
         "nfe": number(pairs["nfe"].mean()), "baseline_nfe": number(pairs["nfe_base"].mean()),
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import html as html_text
 import io
+import re
+from collections.abc import Iterable, Sequence
 
 import rich.measure
 import rich.table
@@ -16,6 +18,7 @@ from harness.analysis.layout import Cell, Column, Table
 
 LETTERS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 ARROWS = {1: " ↑", -1: " ↓", 0: ""}
+MINUS = re.compile(r"-(?=\d)")
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "×": r"$\times$", "<": "$<$", ">": "$>$",
@@ -33,7 +36,7 @@ def markdown(table: Table) -> str:
         return (f"**{body}**" if cell.rank == 1 else body) + _letters(cell)
 
     lines = [f"**{_pipe(table.title)}**", ""] if table.title else []
-    lines.append(line([*table.labels, *(_pipe(_head(column)) for column in table.columns)]))
+    lines.append(line([*table.labels, *(_pipe(_head(column)) + _letters(column) for column in table.columns)]))
     lines.append(line(["---"] * len(table.labels) + ["---:"] * len(table.columns)))
     lines += [line([*map(_pipe, labels), *map(text, cells)]) for labels, cells in table.rows]
     lines += ["", table.caption]
@@ -42,36 +45,65 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A booktabs table: best bold, second underlined. Needs \\usepackage{booktabs}."""
+    """A booktabs table: best bold, second underlined. Needs \\usepackage{booktabs}.
+
+    With published numbers the head has two lines, a metric over its parts, and the whole is shrunk to the line's
+    width where it is wider, which needs \\usepackage{graphicx} too.
+    """
 
     def text(cell: Cell) -> str:
-        body = _tex(cell.text)
+        body = MINUS.sub("$-$", _tex(cell.text))
         body = rf"\textbf{{{body}}}" if cell.rank == 1 else rf"\underline{{{body}}}" if cell.rank == 2 else body
-        return body + "".join(rf"\textsuperscript{{{_plain_letter(mark)}}}" for mark in cell.marks)
+        return body + _tex_marks(cell.marks)
 
-    arrows = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}
-    head = [*map(_tex, table.labels), *(_tex(column.key) + arrows[column.direction] for column in table.columns)]
-    notes = [rf"\textsuperscript{{{_plain_letter(i)}}} {_tex(note)}" for i, note in enumerate(table.notes)]
+    notes = [rf"{_tex_marks([i])} {_tex(note)}" for i, note in enumerate(table.notes)]
     caption = _tex(f"{table.title}. {table.caption}" if table.title else table.caption)
+    several = any(column.part for column in table.columns)
     lines = [
         r"\begin{table}", r"\centering", rf"\caption{{{caption}}}",
+        *([r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"] if several else []),
         rf"\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * len(table.columns)}}}",
-        r"\toprule", " & ".join(head) + r" \\", r"\midrule",
+        r"\toprule", *_tex_head(table, several), r"\midrule",
         *(" & ".join([*map(_tex, labels), *map(text, cells)]) + r" \\" for labels, cells in table.rows),
-        r"\bottomrule", r"\end{tabular}",
+        r"\bottomrule", r"\end{tabular}" + "}" * several,
     ]
     if notes:
         lines.append(r"\par\smallskip\footnotesize " + r"; ".join(notes))
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
+def _tex_head(table: Table, several: bool) -> list[str]:
+    """One line, or two with a rule under each metric that has parts."""
+    arrows = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}
+    first, rules, second = ["" for _ in table.labels], [], [*map(_tex, table.labels)]
+    for columns in _spans(table.columns):
+        column = columns[0]
+        name = _tex(_name(column)) + arrows[column.direction] + _tex_marks(column.marks)
+        if not column.part:
+            first.append("")
+            second.append(name)
+            continue
+        start = len(second) + 1
+        first.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{name}}}")
+        rules.append(rf"\cmidrule(lr){{{start}-{start + len(columns) - 1}}}")
+        second += [part.part for part in columns]
+    lines = [" & ".join(first) + r" \\", " ".join(rules)] if several else []
+    return [*lines, " & ".join(second) + r" \\"]
+
+
 def csv_text(table: Table) -> str:
-    """Full precision, no marks: a column for each value, and `key:low`, `key:high`, `key:n` beside it."""
+    """Full precision, no marks: a column for each value, and `key:low`, `key:high`, `key:n` beside it.
+
+    Where numbers are published for it, `key:published` and `key:difference` too; a `key` in another unit than the
+    metric's own says so ("hpsv2 x100").
+    """
     suffixes = []
     for place, column in enumerate(table.columns):
-        names = dict.fromkeys(suffix for _, cells in table.rows for suffix in cells[place].raw) or {"": None}
+        names = dict.fromkeys(suffix for _, cells in table.rows for suffix in cells[place].raw)
+        if not names and not column.part:
+            names = {"": None}
         previous = table.columns[place - 1].key
-        key = f"{previous}:p" if column.key == "p" else column.key
+        key = f"{previous}:p" if column.key == "p" else _name(column, " x")
         suffixes += [(place, suffix, f"{key}:{suffix}" if suffix else key) for suffix in names]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -89,12 +121,24 @@ def html(table: Table) -> str:
     def text(cell: Cell) -> str:
         body = esc(cell.text)
         body = f"<strong>{body}</strong>" if cell.rank == 1 else f"<u>{body}</u>" if cell.rank == 2 else body
-        return "<td>" + body + "".join(f"<sup>{_plain_letter(mark)}</sup>" for mark in cell.marks) + "</td>"
+        return f"<td>{body}{sup(cell.marks)}</td>"
 
+    def sup(marks: Iterable[int]) -> str:
+        return "".join(f"<sup>{_plain_letter(mark)}</sup>" for mark in marks)
+
+    several = any(column.part for column in table.columns)
+    rows = ' rowspan="2"' if several else ""
+    heads = [f"<th{rows}>{esc(label)}</th>" for label in table.labels]
+    for columns in _spans(table.columns):
+        span = f' colspan="{len(columns)}"' if columns[0].part else rows
+        name = _name(columns[0]) + ARROWS[columns[0].direction]
+        heads.append(f"<th{span}>{esc(name)}{sup(columns[0].marks)}</th>")
     caption = esc(f"{table.title}. {table.caption}" if table.title else table.caption)
-    head = [*table.labels, *(_head(column) for column in table.columns)]
-    lines = ["<table>", f"<caption>{caption}</caption>"]
-    lines.append("<thead><tr>" + "".join(f"<th>{esc(name)}</th>" for name in head) + "</tr></thead>")
+    lines = ["<table>", f"<caption>{caption}</caption>", "<thead><tr>" + "".join(heads) + "</tr>"]
+    if several:
+        parts = "".join(f"<th>{column.part}</th>" for column in table.columns if column.part)
+        lines.append(f"<tr>{parts}</tr>")
+    lines[-1] += "</thead>"
     lines.append("<tbody>")
     for labels, cells in table.rows:
         line = [*(f"<th>{esc(label)}</th>" for label in labels), *map(text, cells)]
@@ -130,10 +174,10 @@ def terminal(table: Table, width: int = 100) -> Group:
 
 
 def _units(columns: list[Column]) -> list[list[int]]:
-    """Columns that stay together: a difference with its p, and the cost at the end."""
+    """Columns that stay together: the parts of one, a difference with its p, and the cost at the end."""
     units: list[list[int]] = []
     for i, column in enumerate(columns):
-        if units and (column.key == "p" or columns[i - 1].key in ("n", "NFE", "pairs")):
+        if units and (_goes_on(columns, i) or column.key == "p" or columns[i - 1].key in ("n", "NFE", "pairs")):
             units[-1].append(i)
         else:
             units.append([i])
@@ -149,12 +193,16 @@ def _empty() -> rich.table.Table:
 def _chunk(table: Table, shown: list[int], chosen: list[int]) -> rich.table.Table:
     """The table with the labels `shown` and the columns `chosen`."""
     out = _empty()
+    several = any(column.part for column in table.columns)
     for i in shown:
-        out.add_column(table.labels[i], no_wrap=True)
+        out.add_column(table.labels[i], no_wrap=True, vertical="bottom" if several else "top")
     for i in chosen:
-        head = _head(table.columns[i])
+        column = table.columns[i]
+        head = "" if _goes_on(table.columns, i) else _name(column) + ARROWS[column.direction] + _letters(column)
         texts = [len(cells[i].text) + len(cells[i].marks) for _, cells in table.rows]
-        out.add_column(head if len(head) <= max(texts, default=0) else _broken(head), justify="right", no_wrap=True)
+        head = head if len(head) <= max([*texts, len(column.part)]) else _broken(head)
+        head = f"{head}\n{column.part}" if column.part else head
+        out.add_column(head, justify="right", no_wrap=True, vertical="bottom" if several else "top")
     for labels, cells in table.rows:
         out.add_row(*(labels[i] for i in shown), *(_styled(cells[i]) for i in chosen))
     return out
@@ -173,7 +221,7 @@ def _stacked(table: Table, shown: list[int]) -> rich.table.Table:
     for labels, cells in table.rows:
         out.add_row(Text(" ".join(labels[i] for i in shown), style="bold"), "")
         for column, cell in zip(table.columns, cells, strict=True):
-            out.add_row("  " + _head(column), _styled(cell))
+            out.add_row("  " + _head(column) + _letters(column), _styled(cell))
         out.add_section()
     return out
 
@@ -187,20 +235,44 @@ def _broken(head: str) -> str:
     return head.replace("-", "-\n")
 
 
+def _name(column: Column, times: str = " ×") -> str:
+    return column.key + (f"{times}{column.scale:g}" if column.scale != 1 else "")
+
+
 def _head(column: Column) -> str:
-    return column.key + ARROWS[column.direction]
+    return _name(column) + ARROWS[column.direction] + (f" {column.part}" if column.part else "")
+
+
+def _goes_on(columns: Sequence[Column], i: int) -> bool:
+    """Whether a column is a further part of the one before it."""
+    return bool(columns[i].part and i and columns[i - 1].part and columns[i - 1].key == columns[i].key)
+
+
+def _spans(columns: Sequence[Column]) -> list[list[Column]]:
+    """The columns, the parts of one together."""
+    spans: list[list[Column]] = []
+    for i, column in enumerate(columns):
+        if _goes_on(columns, i):
+            spans[-1].append(column)
+        else:
+            spans.append([column])
+    return spans
 
 
 def _letter(mark: int) -> str:
     return LETTERS[mark] if mark < len(LETTERS) else f"[{mark + 1}]"
 
 
-def _letters(cell: Cell) -> str:
-    return "".join(_letter(mark) for mark in cell.marks)
+def _letters(marked: Cell | Column) -> str:
+    return "".join(_letter(mark) for mark in marked.marks)
 
 
 def _plain_letter(mark: int) -> str:
     return "abcdefghijklmnoprstuvwxyz"[mark] if mark < len(LETTERS) else str(mark + 1)
+
+
+def _tex_marks(marks: Iterable[int]) -> str:
+    return "".join(rf"\textsuperscript{{{_plain_letter(mark)}}}" for mark in marks)
 
 
 def _pipe(text: str) -> str:

@@ -10,11 +10,12 @@ import pandas as pd
 from rich.console import Console
 
 from harness.analysis import render as formats
+from harness.analysis.beside import numbers, objects
 from harness.analysis.layout import Cell, Column, Spec, Table, TableSpec, lay_out, lay_out_differences, lay_out_groups
-from harness.analysis.records import MetricInfo, Record, differences, records, scored_rows
+from harness.analysis.records import MetricInfo, Record, baselines, differences, records, scored_rows, win_rates
 
-__all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "differences", "laid_out", "records", "render",
-           "scored_rows", "show"]
+__all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "as_json", "baselines", "differences", "laid_out",
+           "records", "render", "scored_rows", "show"]
 
 FORMATS = {"markdown": formats.markdown, "latex": formats.latex, "html": formats.html}
 
@@ -32,52 +33,96 @@ class Outcome(Protocol):
     def metrics(self) -> Mapping[str, MetricInfo]: ...
     @property
     def judges(self) -> Mapping[str, str]: ...
+    @property
+    def published(self) -> pd.DataFrame | None: ...
 
 
 def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = False) -> list[Table]:
     """All that a spec asks for: the table, one by category for each metric that has them (`groups`), and the
     paired differences to the baseline where one is named."""
-    metrics, judges = outcome.metrics, outcome.judges
-    tables = [lay_out(outcome.records, spec, metrics, judges, ci=ci)]
-    chosen = list(metrics) if isinstance(spec.columns, str) else list(spec.columns)
+    paired = _paired(outcome, spec)
+    tables = [_main(outcome, spec, paired, ci)]
     if groups or spec.groups:
-        grouped = dict.fromkeys(r["metric"] for r in outcome.records if r["group"] is not None)
-        tables += [
-            lay_out_groups(outcome.records, spec, label, metrics, judges, ci=ci)
-            for label in grouped if label in chosen
-        ]
-    if spec.baseline is not None:
-        rows = scored_rows(outcome.rows, outcome.scores, {label: metrics[label] for label in chosen})
-        found = differences(rows, spec.baseline, metrics)
-        if found:
-            tables.append(lay_out_differences(found, spec, metrics, f"Paired differences against {spec.baseline}"))
+        tables += _by_category(outcome, spec, ci).values()
+    if paired:
+        theirs = numbers(outcome.published, "difference", paired)
+        title = _against("Paired differences", spec.baseline)
+        tables.append(lay_out_differences(paired, spec, outcome.metrics, title, theirs))
     return tables
 
 
+def _main(outcome: Outcome, spec: Spec, paired: Sequence[Record], ci: bool = False) -> Table:
+    shown = _shown(outcome, spec, paired)
+    theirs = numbers(outcome.published, spec.show, shown)
+    table = lay_out(shown, spec, outcome.metrics, outcome.judges, ci=ci, numbers=theirs)
+    if spec.show == "win_rate":
+        table.title = _against("Win rates", spec.baseline)
+    return table
+
+
+def _by_category(outcome: Outcome, spec: Spec, ci: bool = False) -> dict[str, Table]:
+    grouped = {r["metric"] for r in outcome.records if r["group"] is not None}
+    return {
+        label: lay_out_groups(outcome.records, spec, label, outcome.metrics, outcome.judges, ci=ci)
+        for label in _measured(outcome, spec) if label in grouped
+    }
+
+
+def _measured(outcome: Outcome, spec: Spec) -> list[str]:
+    """The metrics of a spec; the other columns that it may name are published alone."""
+    return [label for label in outcome.metrics if isinstance(spec.columns, str) or label in spec.columns]
+
+
+def _paired(outcome: Outcome, spec: Spec) -> list[Record]:
+    if spec.baseline is None:
+        return []
+    metrics = {label: outcome.metrics[label] for label in _measured(outcome, spec)}
+    return differences(scored_rows(outcome.rows, outcome.scores, metrics), spec.baseline, metrics)
+
+
+def _shown(outcome: Outcome, spec: Spec, paired: Sequence[Record]) -> list[Record]:
+    """The records of the main table."""
+    if spec.show == "win_rate" and spec.baseline is not None:
+        return win_rates(outcome.records, paired, spec.baseline)
+    return list(outcome.records)
+
+
+def _against(what: str, baseline: str | Mapping[str, str] | None) -> str:
+    if isinstance(baseline, Mapping):
+        return f"{what}: " + ", ".join(f"{method} against {base}" for method, base in baseline.items())
+    return f"{what} against {baseline}"
+
+
 def render(outcome: Outcome, spec: Spec, form: str, *, ci: bool = False, groups: bool = False) -> str:
-    """The tables of a spec as `markdown`, `latex`, `csv`, `html` or `json` (the table records themselves).
+    """The tables of a spec as `markdown`, `latex`, `csv`, `html` or `json` (as `as_json`).
 
     CSV is one table that a spreadsheet opens: values and, with `groups`, those of the categories as further
-    columns; no differences.
+    columns; no paired differences.
     """
     if form == "json":
-        return json.dumps(list(outcome.records), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return as_json(outcome, [spec])
     if form == "csv":
         return formats.csv_text(_wide(outcome, spec, groups))
     return "\n".join(FORMATS[form](table) for table in laid_out(outcome, spec, ci=ci, groups=groups))
 
 
+def as_json(outcome: Outcome, specs: Sequence[Spec]) -> str:
+    """The table records themselves, then the win rates of `specs` and the published numbers, told by `quantity`."""
+    rates = [r for spec in specs if spec.show == "win_rate" for r in _shown(outcome, spec, _paired(outcome, spec))]
+    found = [*outcome.records, *rates, *objects(outcome.published)]
+    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def _wide(outcome: Outcome, spec: Spec, groups: bool) -> Table:
     """The main table with the categories' values as columns `metric:category` before n, NFE and seconds."""
-    plain = TableSpec(spec.rows, spec.columns, None, spec.groups)
-    main, *others = laid_out(outcome, plain, groups=groups)
-    for other in others:
-        label = other.title.removesuffix(" by category")
+    main = _main(outcome, spec, _paired(outcome, spec) if spec.show == "win_rate" else [])
+    for label, other in _by_category(outcome, spec).items() if groups or spec.groups else ():
         cells = dict((tuple(key), row) for key, row in other.rows)
         names = [Column(f"{label}:{column.key}", column.direction) for column in other.columns[:-3]]
-        main.columns[-3:-3] = names
+        at = [column.key for column in main.columns].index("n")
+        main.columns[at:at] = names
         for key, row in main.rows:
-            row[-3:-3] = cells.get(tuple(key), [Cell("–", {"": None}) for _ in names])[: len(names)]
+            row[at:at] = cells.get(tuple(key), [Cell("–", {"": None}) for _ in names])[: len(names)]
     return main
 
 

@@ -26,6 +26,7 @@ class World:
     distribution: list[dict[str, Any]]
     metrics: dict[str, MetricInfo] = field(default_factory=lambda: dict(METRICS))
     judges: dict[str, str] = field(default_factory=lambda: {"best_of_6": "clipscore-shapes"})
+    published: pd.DataFrame | None = None
 
     @property
     def records(self) -> list[Record]:
