@@ -5,17 +5,20 @@ import os
 import re
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import HarnessError
+from harness.prompt_formats import SUFFIXES
 from harness.registry import nearest
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 NETWORK = re.compile(r"[A-Za-z0-9_-]{1,100}")
+ROLES = ("id", "text", "category", "class_label", "image", "truth")  # what a column of a prompt set can be
+HUB = "hub:"  # before the id of a data set on the Hugging Face Hub
 
 
 def _label(value: str) -> str:
@@ -25,6 +28,10 @@ def _label(value: str) -> str:
             f"or a digit, at most 100 of them"
         )
     return value
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or os.sep in name or PurePath(name).suffix.lower() in SUFFIXES
 
 
 class Strict(BaseModel):
@@ -78,23 +85,65 @@ class ModelSpec(Strict):
 
 
 class PromptSpec(Strict):
-    """Which prompts of which set. Without a selection: all of them."""
+    """Which prompts of which set. Without a selection: all of them.
+
+    `set` is a known set, a name of one's own for the file `path`, or `hub:ORGANISATION/NAME`. `{set: a/list.csv}` is
+    short for `{set: list, path: a/list.csv}`, and a plain `list.csv` (or `drawbench`) for that.
+    """
 
     set: str
-    path: str | None = None  # the set's file, where it is not where the manifest says
+    path: str | None = None  # the set's file, or the folder of its files, where it is not where the manifest says
+    columns: dict[str, str] = {}  # which column is id, text, category, class_label, image, truth
+    accept: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = []  # SHA-256 of files that are taken as they are
+    config: str | None = None  # of a data set on the Hub, as are:
+    split: str | None = None
+    revision: str | None = None
+    nsfw: bool = False  # marks a list of one's own; those that are known to need it are marked already
     first: int | None = Field(None, ge=1)
     sample: int | None = Field(None, ge=1)
     category: str | list[str] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        block = {"set": value} if isinstance(value, str) else value
+        if not isinstance(block, dict):
+            return block
+        if isinstance(block.get("accept"), str):
+            block = block | {"accept": [block["accept"]]}
+        name = block.get("set")
+        if isinstance(name, str) and not name.startswith(HUB) and _is_path(name):
+            if block.get("path") is not None:
+                raise ValueError(f"the file stands here twice: as set {name!r} and as path {block['path']!r}")
+            block = block | {"set": PurePath(name).stem, "path": name}
+        return block
+
     @field_validator("set")
     @classmethod
     def _one_word(cls, value: str) -> str:
-        return _label(value)
+        if value.startswith(HUB):
+            if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value.removeprefix(HUB)):
+                raise ValueError(f"expected hub:ORGANISATION/NAME, got {value!r}")
+        elif not LABEL.fullmatch(value) or len(value) > 100:
+            raise ValueError(
+                f"{value!r} cannot name a prompt set: use letters, digits, '.', '_', '+' and '-'; for a file of "
+                f"another name write {{set: NAME, path: FILE}}"
+            )
+        return value
 
     @model_validator(mode="after")
-    def _one_selection(self) -> "PromptSpec":
+    def _what_goes_together(self) -> "PromptSpec":
         if self.first is not None and self.sample is not None:
             raise ValueError("give 'first' or 'sample', not both")
+        for role in self.columns:
+            if role not in ROLES:
+                raise ValueError(f"columns: no role {role!r}: {nearest(role, list(ROLES))}")
+        if self.columns and "text" not in self.columns:
+            raise ValueError("columns: say which column is the text, as in {text: caption}")
+        hub = self.set.startswith(HUB)
+        for key in ("path", "accept") if hub else ("config", "split", "revision"):
+            if getattr(self, key):
+                raise ValueError(f"{key!r} has no meaning for a {'data set on the Hub' if hub else 'file here'}")
         return self
 
 

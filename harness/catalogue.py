@@ -48,8 +48,24 @@ def _benchmark(name: str) -> dict[str, Any]:
 
 def _prompt_set(name: str) -> dict[str, Any]:
     found = manifest.load(name)
-    here = all((found.folder / file.path).exists() for file in found.files)
     return {
         "name": name, "about": found.title, "rows": found.rows, "licence": found.licence, "source": found.source,
-        "here": here,
+        "here": found.here, "nsfw": found.nsfw,
     }
+
+
+def lines(listed: list[dict[str, Any]]) -> list[str]:
+    """What `entries` gave, a line each; of prompt sets also rows, whether they are here, the mark and the licence."""
+    width = max((len(entry["name"]) for entry in listed), default=0)
+    return [f"{entry['name']:<{width}}  {_facts(entry)}{entry['about']}{_licence(entry)}" for entry in listed]
+
+
+def _facts(entry: dict[str, Any]) -> str:
+    if "rows" not in entry:
+        return ""
+    here, mark = "here" if entry["here"] else "not here", "nsfw" if entry["nsfw"] else ""
+    return f"{entry['rows'] or '?':>6}  {here:<8}  {mark:<4}  "
+
+
+def _licence(entry: dict[str, Any]) -> str:
+    return f"; licence: {entry['licence']}" if "licence" in entry else ""

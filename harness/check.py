@@ -69,7 +69,11 @@ def _prompts(found: Resolved, label: str, spec: PromptSpec) -> dict[str, Any]:
     """Of a set that is not here, as many prompts as its manifest says; None where none says it."""
     here = found.prompts.get(label)
     count = len(here.prompts) if here else _promised(spec)
-    return {"label": label, "set": spec.set, "prompts": count, "missing": found.lacking.get(f"prompts.{label}")}
+    known = spec.set in manifest.known() and manifest.load(spec.set).nsfw
+    return {
+        "label": label, "set": spec.set, "prompts": count, "nsfw": here.nsfw if here else spec.nsfw or known,
+        "missing": found.lacking.get(f"prompts.{label}"),
+    }
 
 
 def _promised(spec: PromptSpec) -> int | None:
@@ -111,8 +115,9 @@ def text(report: dict[str, Any]) -> str:
         lines.append(f"model     {model['label']}: {model['weights']}{state}")
     for prompts in report.get("prompts", []):
         count = "unknown" if prompts["prompts"] is None else f"{prompts['prompts']:,}"
+        nsfw = ", NSFW: its images are blurred where they are shown" if prompts["nsfw"] else ""
         state = f" MISSING: {prompts['missing']}" if prompts["missing"] else ""
-        lines.append(f"prompts   {prompts['label']}: {count} of set {prompts['set']}{state}")
+        lines.append(f"prompts   {prompts['label']}: {count} of set {prompts['set']}{nsfw}{state}")
     for method in report.get("methods", []):
         judged = f", {method['judged']:,} images shown to its judge" if method["judged"] else ""
         lines.append(

@@ -58,6 +58,9 @@ def run(
     replace: Annotated[
         list[str] | None, typer.Option(help="Throw away what this label made before, then run it anew.")
     ] = None,
+    accept: Annotated[
+        list[str] | None, typer.Option(help="Take another file for this label of the prompts than its set names.")
+    ] = None,
     ci: Ci = False,
     as_json: Json = False,
     results: Results = DEFAULT_RESULTS,
@@ -71,7 +74,7 @@ def run(
     with Display() as display:
         outcome = runner.run(
             benchmark, results=results, display=display, limit=limit, workers=workers, address=address,
-            as_name=as_name, replace=tuple(replace or ()),
+            as_name=as_name, replace=tuple(replace or ()), accept=tuple(accept or ()),
         )
     if as_json:
         typer.echo(outcome.render("json"))
@@ -136,21 +139,20 @@ def list_(
     if as_json:
         typer.echo(json.dumps(entries, indent=1))
         return
-    width = max((len(entry["name"]) for entry in entries), default=0)
-    for entry in entries:
-        typer.echo(f"{entry['name']:<{width}}  {entry['about']}")
+    typer.echo("\n".join(catalogue.lines(entries)))
 
 
 @app.command()
 def fetch(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME...", help="Metrics, weights by name, or Hub ids of models.")
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Metrics, weights, prompt sets, Hub ids of models, hub:ID of data."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash again what is here already.")] = False,
 ) -> None:
-    """Get the weights that metrics and models need; the same command resumes. Without a name: list them.
+    """Get weights of metrics and models, and prompt sets; the same command resumes. Without a name: list them.
 
-    harness fetch hpsv2.1 pickscore
+    harness fetch hpsv2.1 pickscore drawbench
     """
     from harness import fetch as fetcher
 

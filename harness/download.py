@@ -6,6 +6,7 @@ so that what is resumed is the same file. Hashes of what was fetched are kept in
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import filelock
 import requests
 from requests.auth import AuthBase
 from urllib3.exceptions import NewConnectionError
@@ -33,7 +35,7 @@ TRIES = 5  # in a row that bring nothing new
 PAUSE = 1.0  # seconds before the second try; doubled with each further one
 LONGEST_PAUSE = 60.0  # however long a server asks for
 SUMS = weights.SUMS
-WHERE = "HARNESS_WEIGHTS"  # chooses another folder
+WHERE = "HARNESS_WEIGHTS"  # chooses another folder for weights
 
 
 class NotThere(HarnessError):
@@ -87,7 +89,8 @@ class _Token(AuthBase):
 class Downloader:
     """Downloads files over one session, with progress on standard error."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = WHERE) -> None:
+        self.where = where  # the environment variable that chooses another folder
         self.progress = Transfers()
         self.session = _Session()
         self.answered: set[str] = set()  # hosts that answered once: a failure there is worth another try
@@ -127,13 +130,12 @@ class Downloader:
             _remove(part)
             raise HarnessError(f"{url} gave {wrong}: it was altered on its way, or has changed at its source. What "
                                f"came is removed; the same command begins anew")
-        with writing(target, WHERE):
+        with writing(target, self.where):
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             rename(part, target)
             _remove(part)
-        lines = sorted(f"{digest}  {name}\n" for name, digest in {**sums(folder), path: found}.items())
-        write_atomic(folder / SUMS, "".join(lines).encode())
+        write_sums(folder, sums(folder) | {path: found}, self.where)
 
     def json(self, url: str) -> Any:
         """A small answer in JSON. Raises as `file` does."""
@@ -178,8 +180,8 @@ class Downloader:
                 start = 0
             if size is not None and told.size not in (None, size):
                 raise HarnessError(f"{url} has {told.size:,} bytes, expected {size:,}: it has changed at its source")
-            must_fit(part.parent, (told.size or 0) - start, part.name.removesuffix(".part"))
-            with writing(part, WHERE):
+            must_fit(part.parent, (told.size or 0) - start, part.name.removesuffix(".part"), self.where)
+            with writing(part, self.where):
                 part.parent.mkdir(parents=True, exist_ok=True)
                 _meta(part).write_text(json.dumps(asdict(told)))
             self.progress.start(part.name.removesuffix(".part"), told.size, start)
@@ -189,7 +191,7 @@ class Downloader:
         return told
 
     def _append(self, response: requests.Response, part: Path, mode: str) -> None:
-        with writing(part, WHERE), open(part, mode) as file:
+        with writing(part, self.where), open(part, mode) as file:
             for chunk in _chunks(response):
                 file.write(chunk)
                 self.progress.advance(len(chunk))
@@ -231,13 +233,13 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
         raise _Cut(f"the connection was cut ({_reason(error)})") from error
 
 
-def must_fit(folder: Path, size: int, name: str) -> None:
+def must_fit(folder: Path, size: int, name: str, where: str = WHERE) -> None:
     """Raises HarnessError where the disk that `folder` is to lie on has less than `size` bytes free."""
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     free = shutil.disk_usage(there).free
     if size > free:
         raise HarnessError(f"{name}: {size:,} bytes are still to be fetched, and the disk of {there} has {free:,} "
-                           f"free: free some space, or give another folder with {WHERE}")
+                           f"free: free some space, or give another folder with {where}")
 
 
 def sums(folder: Path) -> dict[str, str]:
@@ -246,6 +248,30 @@ def sums(folder: Path) -> dict[str, str]:
         return {}
     lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def write_sums(folder: Path, digests: dict[str, str], where: str = WHERE) -> None:
+    """Keeps what `sums` reads."""
+    lines = sorted(f"{digest}  {name}\n" for name, digest in digests.items())
+    write_atomic(folder / SUMS, "".join(lines).encode(), where)
+
+
+@contextlib.contextmanager
+def alone(home: Path, name: str, downloader: Downloader) -> Iterator[None]:
+    """Lets one process fetch a name into `home`; another one waits, and then finds it."""
+    path = home / ".locks" / f"{name.replace('/', '--')}.lock"
+    with writing(path, downloader.where):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            downloader.progress.say(f"{name}: another process is fetching it; waiting for that")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _meta(part: Path) -> Path:
@@ -288,7 +314,7 @@ def _failure(url: str, response: requests.Response, hub: bool) -> Exception:
     """What an answer that brings no file means."""
     status, said = response.status_code, response.headers.get("X-Error-Message") or response.reason
     if status in (401, 403) and hub:
-        page = re.sub(r"/(?:resolve|revision)/.*", "", url.replace("/api/models/", "/"))
+        page = re.sub(r"/(?:resolve|revision)/.*", "", url.replace("/api/models/", "/").replace("/api/", "/"))
         if response.headers.get("X-Error-Code") == "RepoNotFound":
             return HarnessError(f"{page}: no such repository, or a private one: check the name, or set HF_TOKEN")
         return HarnessError(f"{page} is gated ({status}: {said}): accept the licence at {page} and set HF_TOKEN")

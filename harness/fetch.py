@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
-import filelock
 from huggingface_hub import constants, hf_hub_url
 
-from harness import artifacts, registry, weights
+from harness import artifacts, fetch_prompts, manifest, registry, weights
 from harness.artifacts import Artifact, File, catalogue
-from harness.download import WHERE, Downloader, NotThere, Unreachable, must_fit, sums
+from harness.benchmark import HUB
+from harness.download import WHERE, Downloader, NotThere, Unreachable, alone, must_fit, sums
 from harness.errors import HarnessError
 from harness.files import writing
 from harness.weights import UNFINISHED, home
 
 
 def fetch(names: list[str], verify: bool = False) -> Iterator[tuple[str, HarnessError | None]]:
-    """Fetches what is not here and verifies what is: for each artifact or model a line that says so, or its failure.
+    """Fetches what is not here and verifies what is: for each artifact, model or prompt set a line that says so, or
+    its failure. A name that stands for weights and for a prompt set brings both.
 
     Sizes and the hashes that the catalogue knows are compared; with `verify` also those of what was fetched earlier.
 
     Raises:
         HarnessError: a name is not known; nothing was fetched.
     """
+    sets = [name for name in dict.fromkeys(names) if name in manifest.known() or name.startswith(HUB)]
     wanted = {name: names_of(name) for name in names}
     downloader = Downloader()
+    for name in sets:
+        try:
+            yield fetch_prompts.fetch(name, verify), None
+        except HarnessError as error:
+            yield name, error
     for name, found in wanted.items():
-        if not found:
+        if not found and name not in sets:
             yield f"{name}: nothing to fetch, all that it needs comes with this package", None
     for name in dict.fromkeys(each for found in wanted.values() for each in found):
         hub_id, _, revision = name.partition("@")
@@ -50,11 +56,16 @@ def fetch(names: list[str], verify: bool = False) -> Iterator[tuple[str, Harness
 
 
 def names_of(name: str) -> list[str]:
-    """The artifacts, or the Hub id, that a name of `harness fetch` stands for: [] for a metric that needs none.
+    """The artifacts, or the Hub id of a model, that a name of `harness fetch` stands for: [] for a metric that needs
+    none, or a prompt set.
 
     Raises:
         HarnessError: nothing is known by this name.
     """
+    if name.startswith(HUB):
+        if not re.fullmatch(HUB + weights.HUB_ID + r"(@[\w.-]+)?", name):
+            raise HarnessError(f"{name}: expected hub:ORGANISATION/NAME or hub:ORGANISATION/NAME@COMMIT")
+        return []
     metrics = registry.names("metric")
     found = [name] if name in catalogue() else []
     if name in metrics or ":" in name:
@@ -65,12 +76,13 @@ def names_of(name: str) -> list[str]:
         }  # such as a reference, which has no part in what is fetched
         needs = registry.build("metric", name, required).artifacts().values()
         return list(dict.fromkeys([*found, *(each for each in needs if each in catalogue())]))
-    if found:
+    if found or name in manifest.known():
         return found
     if re.fullmatch(weights.HUB_ID + r"(@[\w./-]+)?", name):
         return [name]
+    known = sorted({*catalogue(), *metrics, *manifest.known()})
     raise HarnessError(
-        f"nothing called {name!r} can be fetched: {registry.nearest(name, sorted({*catalogue(), *metrics}))} "
+        f"nothing called {name!r} can be fetched: {registry.nearest(name, known)} "
         f"(a diffusion model by its Hub id: 'organisation/name' or 'organisation/name@revision')"
     )
 
@@ -82,7 +94,7 @@ def artifact(name: str, downloader: Downloader) -> Path:
         HarnessError: a file cannot be had, or is not what it should be. What is finished is kept.
     """
     entry, folder = catalogue()[name], home() / name
-    with _alone(name, downloader):
+    with alone(home(), name, downloader):
         for file in entry.files:
             try:
                 if not file.held(folder):
@@ -120,7 +132,7 @@ def model(name: str, revision: str | None, downloader: Downloader) -> Path:
         HarnessError: as `artifact`; or the repository holds no safetensors.
     """
     folder = home() / weights.model_folder(name, revision)
-    with _alone(weights.model_folder(name, revision), downloader):
+    with alone(home(), weights.model_folder(name, revision), downloader):
         here = weights.hub_model(name, revision)  # another process may just have fetched it
         try:
             return here or _model(name, revision, folder, downloader)
@@ -165,31 +177,14 @@ def _model(name: str, revision: str | None, folder: Path, downloader: Downloader
     return folder
 
 
-@contextlib.contextmanager
-def _alone(name: str, downloader: Downloader) -> Iterator[None]:
-    """Lets one process fetch a name; another one waits, and then finds it."""
-    path = home() / ".locks" / f"{name.replace('/', '--')}.lock"
-    with writing(path, WHERE):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            downloader.progress.say(f"{name}: another process is fetching it; waiting for that")
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def listing() -> list[str]:
-    """The artifacts by name, a line each, those on this machine marked."""
-    width = max(map(len, catalogue()))
-    return [
-        f"{'' if artifacts.missing([name]) else 'here':<4}  {name:<{width}}  {entry.title}"
-        for name, entry in catalogue().items()
-    ]
+    """The artifacts and the prompt sets by name, a line each, those on this machine marked."""
+    here = {name: artifacts.missing([name]) is None for name in catalogue()}
+    sets = [manifest.load(name) for name in manifest.known()]
+    lines = [("weights", here[name], name, entry.title) for name, entry in catalogue().items()]
+    lines += [("prompts", each.here, each.name, each.title) for each in sets]
+    width = max(len(name) for _, _, name, _ in lines)
+    return [f"{'here' if there else '':<4}  {kind}  {name:<{width}}  {title}" for kind, there, name, title in lines]
 
 
 def _verified(name: str, place: Path, deep: bool) -> str:

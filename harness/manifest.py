@@ -10,18 +10,18 @@ from typing import Annotated
 import pydantic
 import yaml
 
-from harness.benchmark import resources
+from harness.benchmark import ROLES, resources
 from harness.prompt_formats import READERS
 from harness.weights import must_be_inside
 
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, pydantic.StringConstraints(min_length=1, strip_whitespace=True)]
-ROLES = {"id", "text", "category", "class_label", "image", "truth"}
+WHERE = "HARNESS_PROMPTS"  # chooses another folder for prompt sets
 
 
 def home() -> Path:
     """Where fetched prompt files lie, a folder a set: `HARNESS_PROMPTS`, else the user's cache."""
-    named = os.environ.get("HARNESS_PROMPTS")
+    named = os.environ.get(WHERE)
     return Path(named).expanduser() if named else Path.home() / ".cache" / "diffusion-noise-harness" / "prompts"
 
 
@@ -31,17 +31,26 @@ class _Strict(pydantic.BaseModel):
 
 class DataFile(_Strict):
     """One file of a prompt set (a folder for the formats `folder` and `orbits`). `category` is that of all its
-    prompts, where the file says it by its name; their ids then begin with it."""
+    prompts, where the file says it by its name; their ids then begin with it.
+
+    `url` gives the file itself, or the zip `archive` whose `member` it is; size and hash are always the file's own.
+    """
 
     path: str
     url: str | None = None  # None: no address is known that needs no login
     size: int | None = pydantic.Field(None, ge=1)  # bytes
     sha256: Sha256 | None = None  # None: the official bytes are not known
     category: Text | None = None
+    archive: str | None = None
+    member: str | None = None
 
     @pydantic.model_validator(mode="after")
     def _inside(self) -> DataFile:
-        must_be_inside(self.path)
+        for path in (self.path, self.archive, self.member):
+            if path is not None:
+                must_be_inside(path)
+        if (self.archive is None) != (self.member is None) or (self.archive and not self.url):
+            raise ValueError("an 'archive' needs its 'member' and its 'url'")
         return self
 
 
@@ -57,8 +66,8 @@ class Form(_Strict):
     def _sound(self) -> Form:
         if self.format not in READERS:
             raise ValueError(f"format {self.format!r}: expected {', '.join(READERS)}")
-        if not set(self.columns) <= ROLES:
-            raise ValueError(f"columns: expected {', '.join(sorted(ROLES))}, got {', '.join(self.columns)}")
+        if not set(self.columns) <= set(ROLES):
+            raise ValueError(f"columns: expected {', '.join(ROLES)}, got {', '.join(self.columns)}")
         categories = [file.category for file in self.files]
         if len(self.files) > 1 and (None in categories or len(set(categories)) < len(categories)):
             raise ValueError("of several files each needs a category of its own")
@@ -76,7 +85,7 @@ class Manifest(Form):
     categories: dict[str, int] = {}  # prompts of each
     first: int | None = pydantic.Field(None, ge=1)  # the set is the first rows of its file
     allow_empty: bool = False  # whether an empty prompt belongs to the set
-    prompts_sha256: Sha256 | None = None  # of ids and texts, `harness.prompts.prompts_sha256`
+    prompts_sha256: Sha256 | None = None  # of ids and texts, `harness.prompt_files.prompts_sha256`
     nsfw: bool = False
     also: tuple[Form, ...] = ()  # other files that hold the same prompts
 
@@ -96,6 +105,23 @@ class Manifest(Form):
         """Where its files lie: beside the manifest where they ship, else in the user's cache."""
         beside = resources("datasets")
         return beside if all((beside / file.path).is_file() for file in self.files) else home() / self.name
+
+    @property
+    def here(self) -> bool:
+        """Whether all files of one of its forms are on this machine."""
+        return any(all((self.folder / file.path).exists() for file in form.files) for form in self.forms)
+
+    @property
+    def how_to_get(self) -> str:
+        """What a person does to have it here."""
+        if all(file.url for file in self.files):
+            return f"`harness fetch {self.name}` gets it"
+        by_hand = ", ".join(file.path for file in self.files if not file.url)
+        fetched = f"`harness fetch {self.name}` gets the others; " if any(file.url for file in self.files) else ""
+        return (
+            f"{fetched}no address is known to fetch {by_hand} from (licence: {self.licence}): get it from "
+            f"{self.source} and put it into {home() / self.name}"
+        )
 
 
 def known() -> dict[str, Path]:

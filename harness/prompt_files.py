@@ -1,11 +1,13 @@
 """Files of prompts: rows made into prompts and checked; every fault with its file, row and column."""
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.identity import digest
 from harness.prompt_formats import LONGEST, Row, read_rows
 
 WHOLE = "*"  # in place of a column's name: the whole row, as an object
@@ -55,11 +57,16 @@ def read_file(path: Path, form: str, columns: dict[str, str], allow_empty: bool 
     return prompts
 
 
+def prompts_sha256(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 over the ids and texts in their order, whatever file they were read from."""
+    return digest([[prompt.id, prompt.text] for prompt in prompts])
+
+
 def _guess(path: Path, header: list[str]) -> dict[str, str]:
     lower = {name.lower(): name for name in header}
     text = next((lower[name] for name in ("prompt", "prompts", "text", "caption") if name in lower), None)
     if text is None:
-        raise HarnessError(f"{path}: no column called prompt, text or caption; it has {', '.join(header)[:200]}")
+        raise HarnessError(f"{path}: no column called prompt, text or caption; it has {str(header)[:200]}")
     roles: dict[str, str] = {role: lower[role] for role in ("id", "category", "image", "truth") if role in lower}
     if {"tag", "include"} <= set(header):  # GenEval's own metadata
         roles |= {"category": "tag", "truth": WHOLE}
@@ -99,6 +106,8 @@ def _prompt(path: Path, placed: Row, roles: dict[str, str], allow_empty: bool) -
         raise wrong("id", f"a whole number or a text of 1 to {LONGEST_ID} characters without control characters")
     if "id" in roles and ("/" in key or "\\" in key or key in (".", "..")):
         raise wrong("id", "a name and not a path (without '/' and '\\')")
+    if not _inside(key):  # of a category's name in a JSON file
+        raise wrong("id", "a category that is no path")
 
     category = value("category")
     if category is not None:
@@ -119,6 +128,9 @@ def _prompt(path: Path, placed: Row, roles: dict[str, str], allow_empty: bool) -
     truth = value("truth")
     if truth is not None and not isinstance(truth, dict):
         raise wrong("truth", "an object")
+    for name, cell in row.items():
+        if isinstance(cell, str) and "\0" in cell:
+            raise HarnessError(f"{path}: row {place}: {name}: holds a NUL character (U+0000): {cell[:60]!r}")
     further = {name: cell for name, cell in row.items() if name not in roles.values()}
     return Prompt(key, text, category, label, image, truth, further)
 

@@ -21,7 +21,7 @@ from harness.errors import HarnessError
 
 Row = tuple[str, dict[str, Any]]  # its place, its columns
 
-LARGEST = 128 * 2**20  # bytes of a file; the largest known one, COCO's captions, has some 30 MiB
+LARGEST = 128 * 2**20  # bytes of text; the largest known one, COCO's captions, has some 30 MiB
 MOST = 2_000_000  # rows of a Parquet file, whose few bytes can stand for very many
 LONGEST = 100_000  # characters of one prompt; far above any real one, far below what stalls a tokenizer
 SUFFIXES = {
@@ -65,7 +65,7 @@ def read_rows(path: Path, form: str) -> list[Row]:
 
 
 def must_be_a_file(path: Path) -> None:
-    """Raises HarnessError for what is no plain file of a sensible size: a folder, a pipe, a device, gigabytes."""
+    """Raises HarnessError for what is no plain file: nothing, a folder, a pipe, a device."""
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -74,10 +74,12 @@ def must_be_a_file(path: Path) -> None:
         raise HarnessError(f"{path}: is a folder, expected a file of prompts")
     if not stat.S_ISREG(found.st_mode):
         raise HarnessError(f"{path}: is not a plain file (a pipe, a socket or a device)")
-    if found.st_size > LARGEST:
+
+
+def _must_fit(path: Path, size: int) -> None:
+    if size > LARGEST:
         raise HarnessError(
-            f"{path}: has {found.st_size:,} bytes; files of prompts of at most {LARGEST:,} bytes are read. Keep the "
-            f"prompts alone (no images), or cut the file"
+            f"{path}: has {size:,} bytes of text; at most {LARGEST:,} are read. Keep the prompts alone, or cut the file"
         )
 
 
@@ -86,19 +88,16 @@ def must_be_a_file(path: Path) -> None:
 
 def _text(path: Path) -> str:
     must_be_a_file(path)
+    _must_fit(path, path.stat().st_size)
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8-sig")  # a byte-order mark is no part of the first column's name
+        return data.decode("utf-8-sig")  # a byte-order mark is no part of the first column's name
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise HarnessError(
             f"{path}: not UTF-8: line {line}, byte {error.start} is {error.object[error.start]:#04x}; save the whole "
             f"file in UTF-8"
         ) from error
-    if "\0" in text:
-        at = text.index("\0")
-        raise HarnessError(f"{path}: line {text.count(chr(10), 0, at) + 1} holds a NUL character (U+0000)")
-    return text
 
 
 def _lines(path: Path) -> list[str]:
@@ -200,7 +199,7 @@ def _jsonl(path: Path) -> list[Row]:
 
 def _json(path: Path) -> list[Row]:
     """A list of texts or objects, an object of such lists (a category each), or COCO's captions."""
-    content = _json_value(_text(path), str(path))
+    content = _json_value(_text(path), f"{path}: the content")
     if isinstance(content, list):
         return [(str(number), _entry(path, str(number), entry)) for number, entry in enumerate(content)]
     if isinstance(content, dict) and {"images", "annotations"} <= set(content):
@@ -227,12 +226,12 @@ def _entry(path: Path, place: str, entry: Any) -> dict[str, Any]:
 
 def _coco(path: Path) -> list[Row]:
     """An image each, in the file's order, with that of its captions which has the lowest annotation id."""
-    return _captions(path, _json_value(_text(path), str(path)), every=False)
+    return _captions(path, _json_value(_text(path), f"{path}: the content"), every=False)
 
 
 def _coco_all(path: Path) -> list[Row]:
     """All captions, image by image in the file's order, then by annotation id; that is also the prompt's id."""
-    return _captions(path, _json_value(_text(path), str(path)), every=True)
+    return _captions(path, _json_value(_text(path), f"{path}: the content"), every=True)
 
 
 def _captions(path: Path, content: Any, every: bool) -> list[Row]:
@@ -278,10 +277,17 @@ def _parquet(path: Path) -> list[Row]:
             if file.metadata.num_rows > MOST:
                 raise HarnessError(f"{path}: has {file.metadata.num_rows:,} rows; at most {MOST:,} are read")
             names = [field.name for field in file.schema_arrow if not _bytes(field.type)]
+            _must_fit(path, sum(_unpacked(file.metadata.row_group(k), names) for k in range(file.num_row_groups)))
             table = file.read(columns=names).to_pylist()
     except (pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as error:
         raise HarnessError(f"{path}: is no readable Parquet file: {str(error)[:200]}") from error
     return [(str(number), row) for number, row in enumerate(table)]
+
+
+def _unpacked(group: Any, names: list[str]) -> int:
+    """Bytes of these columns, with those that lie in them."""
+    columns = [group.column(k) for k in range(group.num_columns)]
+    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
 
 
 def _bytes(kind: Any) -> bool:

@@ -1,21 +1,22 @@
-"""Prompt sets: an ordered list of prompts with ids, from a manifest under `datasets/` or a user's own file."""
+"""Prompt sets: an ordered list of prompts with ids, from a manifest under `datasets/`, a file or folder of one's own,
+or a data set on the Hub."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from harness import manifest as manifests
 from harness.benchmark import PromptSpec
-from harness.errors import HarnessError, Lacking
-from harness.identity import digest, seed64
+from harness.errors import HarnessError
+from harness.identity import seed64
 from harness.manifest import Form, Manifest
-from harness.prompt_files import Prompt, read_file
-from harness.prompt_formats import FOLDERS, format_of, must_be_a_file
+from harness.prompt_differences import OR_ACCEPT
+from harness.prompt_files import Prompt, prompts_sha256, read_file
+from harness.prompt_sources import Located, form_as_it_is, locate, verify
 from harness.registry import nearest
-from harness.weights import sha256_of
 
-__all__ = ["Prompt", "PromptSet", "as_prompts", "load", "select"]
+__all__ = ["Prompt", "PromptSet", "as_prompts", "load", "select", "to_accept"]
 
 
 def as_prompts(given: "str | Sequence[str | Prompt]") -> list[Prompt]:
@@ -26,96 +27,74 @@ def as_prompts(given: "str | Sequence[str | Prompt]") -> list[Prompt]:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in order. `id` seeds their noise; `nsfw` marks lists whose images reports should blur; the prompts'
-    own images are named from `folder`."""
+    """Prompts in order. `id` seeds their noise; `nsfw` marks lists whose images are blurred where they are shown; the
+    prompts' own images are named from `folder`."""
 
     id: str
     prompts: tuple[Prompt, ...]
     nsfw: bool = False
     folder: Path = Path()
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 by file name
+    revision: str | None = None  # the commit of a data set on the Hub
+
+    def definition(self) -> dict[str, Any]:
+        """What a run keeps of it."""
+        revision = {"revision": self.revision} if self.revision else {}
+        return {"set": self.id, "files": self.files, "nsfw": self.nsfw} | revision
 
 
-def load(spec: PromptSpec, folder: Path) -> PromptSet:
+def load(spec: PromptSpec, folder: Path, fetch: bool = True) -> PromptSet:
     """The prompts that a benchmark asks for; `folder` is where its relative paths start.
 
-    The `path` of a set with a manifest is its file, or the folder in which its files lie.
+    The `path` of a set with a manifest is its file, or the folder in which its files lie. A data set on the Hub is
+    fetched where it is not here yet, unless `fetch` is False.
 
     Raises:
+        Lacking: the set is not on this machine.
         HarnessError: unknown set, changed file, a malformed or repeated row, or nothing selected.
-        Lacking: a known set's file is not on this machine.
     """
-    given = folder / spec.path if spec.path else None
-    nsfw = False
-    if spec.set in manifests.known():
-        manifest = manifests.load(spec.set)
-        form, paths = find(manifest, given)
-        verify(manifest, form, paths)
-        prompts, nsfw = read_set(manifest, form, paths), manifest.nsfw
-        must_agree(manifest, prompts, paths)
-    elif given is not None:
-        paths = [given]
-        prompts = read_file(given, format_of(given), {})
+    found = locate(spec, folder, fetch)
+    as_it_is = verify(found, spec.accept)
+    form = form_as_it_is(found) if as_it_is else found.form
+    if spec.columns:
+        form = form.model_copy(update={"columns": spec.columns})
+    nsfw = spec.nsfw
+    if found.manifest is not None:
+        prompts, nsfw = read_set(found.manifest, form, found.paths), nsfw or found.manifest.nsfw
+        if not as_it_is:
+            must_agree(found.manifest, prompts, found.paths)
     else:
-        raise HarnessError(
-            f"unknown prompt set {spec.set!r}: {nearest(spec.set, sorted(manifests.known()))} "
-            f"(for a file of your own add 'path: FILE')"
-        )
-    home = paths[0] if paths[0].is_dir() else paths[0].parent
-    return PromptSet(spec.set, tuple(select(prompts, spec)), nsfw, home.resolve())
+        prompts = _joined(found, form)
+    home = found.paths[0] if found.paths[0].is_dir() else found.paths[0].parent
+    chosen = tuple(select(prompts, spec))
+    return PromptSet(found.id, chosen, nsfw, home.resolve(), found.hashes, found.revision)
 
 
-def find(manifest: Manifest, given: Path | None) -> tuple[Form, list[Path]]:
-    """In which of its forms a set is at hand, and where its files lie: `given` (a file, or a folder with the files),
-    else the set's own folder.
+def to_accept(spec: PromptSpec, folder: Path) -> list[str]:
+    """The SHA-256 of those files of a set that are not what its manifest names; of one's own files all of them.
 
     Raises:
-        Lacking: nothing is there; the message says where the set comes from.
+        HarnessError: as `load`.
     """
-    home = manifest.folder if given is None else given
-    for form in manifest.forms:
-        paths = [home / file.path for file in form.files]
-        if all(path.exists() for path in paths):
-            return form, paths
-    if given is not None and given.exists():  # the file or the folder itself, whatever it is called
-        alone = [f for f in manifest.forms if len(f.files) == 1 and (f.format in FOLDERS) == given.is_dir()]
-        if len(alone) > 1 and not given.is_dir():
-            must_be_a_file(given)
-            alone.sort(key=lambda form: form.files[0].sha256 != sha256_of(given))
-        if alone:
-            return alone[0], [given]
-    expected = " or ".join(", ".join(file.path for file in form.files) for form in manifest.forms)
-    place = "FILE" if len(manifest.files) == 1 else "FOLDER"
-    raise Lacking(
-        f"prompt set {manifest.name!r}: no file {home / manifest.files[0].path if given is None else given} (expected "
-        f"{expected}). Its source is {manifest.source}; save it and add 'path: {place}' to the benchmark's prompts"
-    )
+    found = locate(spec, folder)
+    hashes = list(found.hashes.values())
+    verify(found, hashes)
+    known = {file.sha256 for file in found.form.files}
+    return [each for each in hashes if each not in known]
 
 
-def verify(manifest: Manifest, form: Form, paths: Sequence[Path]) -> None:
-    """Compares files with what the manifest knows of them.
-
-    Raises:
-        HarnessError: another size or SHA-256, or the file of another known set.
-    """
-    for path, file in zip(paths, form.files, strict=True):
-        if form.format in FOLDERS:
-            continue
-        must_be_a_file(path)
-        found, size = sha256_of(path), path.stat().st_size
-        if found == file.sha256:
-            continue
-        others = [name for name in manifests.sets_with(found) if name != manifest.name]
-        if others:
-            raise HarnessError(
-                f"prompt set {manifest.name!r}: {path}: this is {others[0]}'s file; write 'set: {others[0]}', or give "
-                f"the file from {manifest.source}"
-            )
-        if file.sha256 is not None:
-            counted = f"it has {size:,} bytes, expected {file.size:,}; " if file.size not in (None, size) else ""
-            raise HarnessError(
-                f"prompt set {manifest.name!r}: {path} is not the file that its manifest names: {counted}"
-                f"SHA-256 is {found}, expected {file.sha256}"
-            )
+def _joined(found: Located, form: Form) -> list[Prompt]:
+    """The prompts of one's own file, or of the pieces that the Hub cuts a data set into, rows numbered throughout."""
+    prompts: list[Prompt] = []
+    for path in found.paths:
+        read = read_file(path, form.format, form.columns)
+        if all(prompt.id == str(number) for number, prompt in enumerate(read)):
+            read = [replace(prompt, id=str(len(prompts) + number)) for number, prompt in enumerate(read)]
+        prompts += read
+    twice = [key for key, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
+    if twice:
+        raise HarnessError(f"prompt set {found.id!r}: two rows have the same id {twice[0]!r}, in two of its files")
+    return prompts
 
 
 def read_set(manifest: Manifest, form: Form, paths: Sequence[Path]) -> list[Prompt]:
@@ -156,20 +135,15 @@ def must_agree(manifest: Manifest, prompts: Sequence[Prompt], paths: Sequence[Pa
     if manifest.prompts_sha256 is not None and prompts_sha256(prompts) != manifest.prompts_sha256:
         raise HarnessError(
             f"prompt set {manifest.name!r}: {_named(paths)}: as many prompts as expected, but other ids or texts: "
-            f"their SHA-256 is {prompts_sha256(prompts)}, expected {manifest.prompts_sha256}"
+            f"their SHA-256 is {prompts_sha256(prompts)}, expected {manifest.prompts_sha256}; {OR_ACCEPT}"
         )
-
-
-def prompts_sha256(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 over the ids and texts in their order, whatever file they were read from."""
-    return digest([[prompt.id, prompt.text] for prompt in prompts])
 
 
 def _must_be(what: str, found: int, expected: int, manifest: Manifest, paths: Sequence[Path]) -> None:
     if found != expected:
         raise HarnessError(
             f"prompt set {manifest.name!r}: {_named(paths)}: {found:,} {what}, expected {expected:,} (was the file cut "
-            f"short or changed?)"
+            f"short or changed?); {OR_ACCEPT}"
         )
 
 

@@ -97,7 +97,7 @@ class Resolved:
         return {
             "models": {label: model.identity for label, model in self.models.items()},
             "methods": {label: method.identity for label, method in self.methods.items()},
-            "prompts": {label: {"set": prompts.id} for label, prompts in self.prompts.items()},
+            "prompts": {label: prompts.definition() for label, prompts in self.prompts.items()},
             "run": {"seeding": {"seeding": self.benchmark.seeding}},
         }
 
@@ -137,11 +137,12 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool) -> Resolved:
             problems.append(str(error))
     for label, chosen in benchmark.prompts.items():
         try:
-            prompts[label] = prompt_sets.load(chosen, source.parent)
+            prompts[label] = prompt_sets.load(chosen, source.parent, fetch)
         except Lacking as error:
             lacking[f"prompts.{label}"] = str(error)
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
+    problems += _same_name(prompts)
     metrics = _metrics(benchmark, problems)
     methods = {}
     for label, method in benchmark.methods.items():
@@ -169,6 +170,20 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool) -> Resolved:
     if problems:
         raise HarnessError("\n".join(f"{source}: {problem}" for problem in problems))
     return Resolved(benchmark, models, methods, prompts, metrics, search, lacking)
+
+
+def _same_name(prompts: dict[str, PromptSet]) -> list[str]:
+    """Prompts of two files under one set's name would share their ids, noise and samples."""
+    found = []
+    first: dict[str, str] = {}
+    for label, chosen in prompts.items():
+        other = first.setdefault(chosen.id, label)
+        if list(prompts[other].files.values()) != list(chosen.files.values()):
+            found.append(
+                f"prompts.{label}: is set {chosen.id!r} like prompts.{other}, but from another file: call one of them "
+                f"otherwise, {{set: NAME, path: FILE}}"
+            )
+    return found
 
 
 def _model(place: str, spec: ModelSpec, fetch: bool, lacking: dict[str, str]) -> ResolvedModel | None:

@@ -16,9 +16,10 @@ import yaml
 
 import harness
 from harness import benchmark as benchmarks
+from harness import prompts as prompt_sets
 from harness import registry
 from harness.analysis import published, tables
-from harness.benchmark import TableSpec, named
+from harness.benchmark import Benchmark, TableSpec, named
 from harness.display import Display
 from harness.distribution import distribution_values
 from harness.engine import Engine, open_engine
@@ -69,8 +70,9 @@ class Outcome:
 def run(
     name: str, *, results: Path, display: Display, limit: int | None = None, workers: int | None = None,
     address: str | None = None, as_name: str | None = None, replace: tuple[str, ...] = (),
+    accept: tuple[str, ...] = (),
 ) -> Outcome:
-    """Runs a benchmark, or what is left of it.
+    """Runs a benchmark, or what is left of it. `accept` names labels of prompts whose files are taken as they are.
 
     Raises:
         HarnessError: the request is wrong, or the run folder holds something else under one of its labels.
@@ -79,6 +81,7 @@ def run(
     benchmark = benchmarks.load(path).limited(limit)
     if as_name is not None:
         benchmark = benchmarks.parse(benchmark.model_dump(exclude_unset=True) | {"name": as_name}, "--as")
+    benchmark = _accepting(benchmark, accept, path, display)
     resolved = resolve(benchmark, path)
     store = Store(results / benchmark.name)
     store.sweep()
@@ -92,6 +95,23 @@ def run(
         _generate(work, cells)
         _score(work, cells)
     return _tabulate(store, resolved, cells, work.failures)
+
+
+def _accepting(benchmark: Benchmark, accept: tuple[str, ...], path: Path, display: Display) -> Benchmark:
+    """The benchmark with the hashes of the files that are to be taken as they are; says what to write for that."""
+    prompts = dict(benchmark.prompts)
+    for label in accept:
+        if label not in prompts:
+            raise HarnessError(f"--accept {label}: no such label of prompts: {registry.nearest(label, list(prompts))}")
+        try:
+            hashes = prompt_sets.to_accept(prompts[label], path.parent)
+        except HarnessError as error:
+            raise HarnessError(f"--accept {label}: {error}") from error
+        prompts[label] = prompts[label].model_copy(update={"accept": hashes})
+        line = f"accept: {hashes[0] if len(hashes) == 1 else '[' + ', '.join(hashes) + ']'}"
+        display.say(f"prompts.{label}: taken as it is. In {path} this line says the same:\n  {line}" if hashes else
+                    f"prompts.{label}: is the file that its set names; there is nothing to accept")
+    return benchmark.model_copy(update={"prompts": prompts})
 
 
 def score(
@@ -167,7 +187,7 @@ def _agree(store: Store, resolved: Resolved, replace: tuple[str, ...]) -> None:
     for kind, definitions in wanted.items():
         for label, definition in definitions.items():
             old = kept["definitions"].get(kind, {}).get(label, definition)
-            if digest(old) != digest(definition):
+            if digest(_meaning(kind, old)) != digest(_meaning(kind, definition)):
                 refused.append(f"{kind}.{label} has changed since this run began:\n" + _difference(old, definition))
     if refused:
         raise HarnessError(
@@ -176,6 +196,11 @@ def _agree(store: Store, resolved: Resolved, replace: tuple[str, ...]) -> None:
         )
     _same_texts(store, resolved)
     store.write_benchmark(kept)
+
+
+def _meaning(kind: str, definition: Any) -> Any:
+    """What may not change under a label. A file of prompts may grow: `_same_texts` looks at what was made of it."""
+    return definition["set"] if kind == "prompts" else definition
 
 
 def _same_texts(store: Store, resolved: Resolved) -> None:
@@ -224,13 +249,15 @@ def _grown(kept: dict[str, Any] | None, resolved: Resolved, source: Path) -> dic
 
 
 def _wider(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Of two selections from one set the one that contains the other; the newer where neither does."""
-    sizes = [next((spec[key] for key in ("first", "sample") if spec.get(key)), None) for spec in (old, new)]
-    same_kind = all((old.get(k) is None) == (new.get(k) is None) for k in ("first", "sample", "category"))
-    if sizes[0] is None and old.get("category") is None:
-        return new | {"first": None, "sample": None, "category": None} if new.get("path") else old
-    if same_kind and None not in sizes and old.get("category") == new.get("category"):
-        return old if sizes[0] > sizes[1] else new  # type: ignore[operator]
+    """The newer block with, of two selections from one set, the one that contains the other; its own where neither
+    does."""
+    keys = ("first", "sample", "category")
+    sizes = [next((spec[key] for key in keys[:2] if spec.get(key)), None) for spec in (old, new)]
+    same_kind = all((old.get(k) is None) == (new.get(k) is None) for k in keys)
+    everything = sizes[0] is None and old.get("category") is None
+    larger = same_kind and None not in sizes and old.get("category") == new.get("category") and sizes[0] > sizes[1]  # type: ignore[operator]
+    if everything or larger:
+        return {k: v for k, v in new.items() if k not in keys} | {k: v for k, v in old.items() if k in keys}
     return new
 
 

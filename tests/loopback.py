@@ -50,19 +50,22 @@ class Server(ThreadingHTTPServer):
     def statuses(self, path: str) -> list[int]:
         return [status for asked, _, status, _ in self.noted if asked == path]
 
-    def repository(self, name: str, files: dict[str, bytes], commit: str = "c0ffee") -> None:
-        """Serves files as a repository of the Hub: its listing, and each file by `main` and by commit."""
+    def repository(
+        self, name: str, files: dict[str, bytes], commit: str = "c0ffee", *, kind: str = "models", branch: str = "main"
+    ) -> None:
+        """Serves files as a repository of the Hub: its listing, and each file by branch and by commit."""
+        place = name if kind == "models" else f"{kind}/{name}"
         entries = []
         for path, data in files.items():
             entry: dict[str, object] = {"rfilename": path, "size": len(data)}
-            if path.endswith(".safetensors"):
+            if path.endswith((".safetensors", ".parquet")):
                 entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
             entries.append(entry)
-            for revision in ("main", commit):
-                self.pages[f"/{name}/resolve/{revision}/{path}"] = Page(data)
+            for revision in (branch, commit):
+                self.pages[f"/{place}/resolve/{revision}/{path}"] = Page(data)
         listing = json.dumps({"sha": commit, "siblings": entries}).encode()
-        for revision in ("main", commit):
-            self.pages[f"/api/models/{name}/revision/{revision}"] = Page(listing)
+        for revision in (branch, commit):
+            self.pages[f"/api/{kind}/{name}/revision/{revision}"] = Page(listing)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -459,6 +459,37 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("torch.arange(embeddings.num_positions)", "torch.zeros(embeddings.num_positions, dtype=torch.long)"),
         ('self.half = dtype == "bfloat16"', "self.half = True"),
     ],
+    ("prompt_formats.py", "tests/test_prompt_sets.py"): [
+        ('key=lambda entry: entry["id"])', 'key=lambda entry: -entry["id"])'),
+        ("for entry in found if every else found[:1]:", "for entry in found:"),
+        ('[line.removesuffix("\\r") for line in', "[line for line in"),
+        ('data.decode("utf-8-sig")', 'data.decode("utf-8")'),
+        ("([int(part) for part in", "([part for part in"),
+        ('line.split("\\t")) for n', 'next(csv.reader([line], delimiter="\\t"))) for n'),
+        ("if len(found) < len(pairs):", "if False:"),
+    ],
+    ("prompt_files.py", "tests/test_prompt_sets.py"): [
+        ("if prompt.id in seen:", "if False:"),
+        ("str(category).strip() or None", "str(category)"),
+        ('not in ("Cc", "Cs")', 'not in ("Cc",)'),
+        ("if not text.strip() and not allow_empty:", "if not text.strip():"),
+        ("int(place.rpartition", "1 + int(place.rpartition"),
+        ("if not _inside(key):", "if False:"),
+    ],
+    ("hub_prompts.py", "tests/test_fetch_sets.py"): [
+        ('(name.replace("/", "--"), config, split)', '(name.replace("/", "--"), config)'),
+        ("for file in sorted(files):", "for file in sorted(files)[:1]:"),
+        ("if revision is not None:", "if False:"),
+    ],
+    ("fetch_prompts.py", "tests/test_fetch_sets.py"): [
+        ("if size > most or", "if"),
+        ("if file.sha256 not in (None, digest):", "if False:"),
+        ("if sha256_of(folder / path) != expected:", "if False:"),
+    ],
+    ("analysis/figures.py", "tests/analysis/test_findings.py"): [
+        ("max(image.size) / 4", "max(image.size) / 20"),
+        ('definition.get("nsfw", True)', 'definition.get("nsfw", False)'),
+    ],
 }
 MUTATIONS = [Mutation(file, old, new, test) for (file, test), pairs in _PAIRS.items() for old, new in pairs]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import benchmark, registry, run
+from harness import benchmark, manifest, registry, run
 from harness.diffusion.base import Step
 from harness.display import Display
 from harness.guidance.base import COND, UNCOND
@@ -63,3 +63,11 @@ def test_every_metric_and_method_has_its_row() -> None:
         for kind in kinds:
             missing = [name for name in registry.BUILTIN[kind] if f"`{name}`" not in text]
             assert not missing, page
+
+
+def test_the_page_of_prompt_sets_has_a_row_for_each() -> None:
+    rows = [line.split("|") for line in (DOCS / "prompt-sets.md").read_text("utf-8").splitlines()]
+    table = {cells[1].strip().strip("`"): cells[2].strip() for cells in rows if len(cells) > 6}
+    for name in manifest.known():
+        count = manifest.load(name).rows
+        assert table[name] == ("not known" if count is None else f"{count:,}"), name

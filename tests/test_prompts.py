@@ -1,6 +1,5 @@
 """Prompt sets: parsing, selection, and what is refused."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,6 @@ from hypothesis import strategies as st
 from harness import prompt_files, prompts
 from harness.benchmark import PromptSpec
 from harness.errors import HarnessError
-
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 def read(tmp_path: Path, name: str, content: str | bytes) -> list[prompts.Prompt]:
@@ -84,19 +81,3 @@ def test_a_larger_sample_contains_the_smaller(a: int, b: int) -> None:
     ids = [{p.id for p in prompts.select(everything, PromptSpec(set="s", sample=n))} for n in (small, large)]
     assert len(ids[0]) == small
     assert ids[0] <= ids[1]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1), min_size=1, max_size=8))
-def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    path = tmp_path_factory.mktemp("p") / "a.jsonl"
-    path.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts), encoding="utf-8")
-    assert [p.text for p in prompt_files.read_file(path, "jsonl", {})] == texts
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real prompt files are not beside this checkout")
-def test_drawbench_has_its_200_prompts_and_11_categories() -> None:
-    loaded = prompts.load(PromptSpec(set="drawbench", path=str(DATA / "drawbench" / "drawbench.csv")), Path("."))
-    assert len(loaded.prompts) == 200
-    assert len({p.category for p in loaded.prompts}) == 11
-    assert all(p.category == p.category.strip() for p in loaded.prompts if p.category)  # one has a trailing blank

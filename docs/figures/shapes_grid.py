@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.analysis.figures import grid
+from harness.analysis.figures import grid, must_blur
 from harness.store import Store
 
 RUN = Path("results/runs/shapes")
@@ -28,7 +28,10 @@ def main() -> None:
     prompts = list(texts)[:COLUMNS]
     images = [[found[method, prompt] for prompt in prompts] for method in METHODS]
     heads = [texts[prompt] for prompt in prompts]
-    grid(images, METHODS, heads).save(Path(__file__).with_name("shapes-grid.png"))
+    benchmark = store.read_benchmark()
+    assert benchmark is not None
+    blur = must_blur(benchmark, "shapes")
+    grid(images, METHODS, heads, blur=blur).save(Path(__file__).with_name("shapes-grid.png"))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from harness.analysis.records import Record
 
@@ -71,13 +72,14 @@ def grid(
     row_labels: Sequence[str],
     column_labels: Sequence[str],
     *,
+    blur: bool,
     cell: int = 128,
     text: int = 13,
 ) -> Image.Image:
     """A grid of images, `images[row][column]` (uint8 `[H, W, 3]` or PIL; None leaves a gap), with labels.
 
     Images are enlarged to `cell` pixels without smoothing where `cell` is a multiple of their size. Column
-    labels are wrapped above their column.
+    labels are wrapped above their column. `blur` has no default: whoever shows images of a run asks `must_blur`.
     """
     if len(images) != len(row_labels) or any(len(row) != len(column_labels) for row in images):
         raise ValueError(
@@ -103,10 +105,29 @@ def grid(
             if image is None:
                 continue
             picture = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image, np.uint8))
+            if blur:
+                picture = blurred(picture)
             exact = cell % picture.width == 0 and cell % picture.height == 0
             how = Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS
             out.paste(picture.convert("RGB").resize((cell, cell), how), (left + j * (cell + gap), y))
     return out
+
+
+def must_blur(benchmark: Mapping[str, Any], prompts: str) -> bool:
+    """Whether images of a label of prompts are blurred where they are shown: its set is marked NSFW, or nothing is
+    known of it. `benchmark` is the content of the run's benchmark.yaml (`Store.read_benchmark`).
+
+    Raises:
+        KeyError: the run has no such label.
+    """
+    definition: Mapping[str, Any] = benchmark["definitions"]["prompts"][prompts]
+    return bool(definition.get("nsfw", True))
+
+
+def blurred(image: Image.Image) -> Image.Image:
+    """The image in RGB without anything that can be made out, of whatever size: a Gaussian whose standard deviation
+    is a quarter of the longer side leaves its light and dark corners."""
+    return image.convert("RGB").filter(ImageFilter.GaussianBlur(max(image.size) / 4))
 
 
 def _wrapped(

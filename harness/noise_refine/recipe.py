@@ -17,7 +17,7 @@ from harness.registry import nearest
 class TeacherSpec(Strict):
     """Images of a guided teacher: `generate` of them, prompt after prompt, then again with the next seed."""
 
-    prompts: PromptSpec | Literal["shapes-training"]  # the latter: captions of the shapes world, never held-out ones
+    prompts: Literal["shapes-training"] | PromptSpec  # the latter: captions of the shapes world, never held-out ones
     generate: int = Field(ge=1)
     guidance: Any  # as a method's
     sampler: dict[str, Any] = Field(default_factory=lambda: {"name": "ddim", "steps": 20})

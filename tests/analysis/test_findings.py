@@ -10,6 +10,9 @@ from PIL import Image
 
 from harness.analysis import figures, findings
 from harness.errors import HarnessError
+from harness.shapes.detector import detect
+from harness.shapes.grammar import sample_scene
+from harness.shapes.scene import render
 from tests.analysis.world import world
 
 METHODS = {
@@ -140,12 +143,44 @@ def test_figures_leave_out_what_has_no_value(tmp_path):
     assert figures.quality_against_cost([], ["x"], tmp_path / "empty.png").is_file()
 
 
+@pytest.mark.parametrize("side", [64, 512])
+def test_nothing_can_be_made_out_once_blurred(side):
+    rng = np.random.default_rng(0)
+    scenes = [render(sample_scene(rng)) for _ in range(8)]
+    for scene in scenes:
+        image = Image.fromarray(scene).resize((side, side), Image.Resampling.LANCZOS)
+        soft = figures.blurred(image).resize((64, 64), Image.Resampling.BOX)
+        assert detect(scene)
+        assert not detect(np.asarray(soft))
+    edge = np.zeros((side, side, 3), np.uint8)
+    edge[:, side // 2 :] = 255
+    slope = np.abs(np.diff(np.asarray(figures.blurred(Image.fromarray(edge)), float), axis=1)).max()
+    assert slope <= 255 / (side / 4 * np.sqrt(2 * np.pi)) + 1.5  # a Gaussian's peak; 8-bit levels, a box approximation
+
+
+def test_a_grid_of_marked_prompts_is_blurred():
+    split = np.zeros((64, 64, 3), np.uint8)
+    split[:, 32:] = 255
+    plain, soft = (figures.grid([[split]], ["a"], ["b"], blur=blur, cell=64, text=8) for blur in (False, True))
+    assert plain.size == soft.size
+    whole = np.abs(np.asarray(plain, float) - np.asarray(soft, float))
+    assert whole.max() > 100
+    assert (whole.max(axis=(1, 2)) > 0).sum() <= 64  # the image alone, no label
+
+
+def test_what_is_not_known_to_be_harmless_is_blurred():
+    kept = {"definitions": {"prompts": {"a": {"set": "a", "nsfw": False}, "b": {"nsfw": True}, "old": {"set": "old"}}}}
+    assert [figures.must_blur(kept, label) for label in ("a", "b", "old")] == [False, True, True]
+    with pytest.raises(KeyError):
+        figures.must_blur(kept, "c")
+
+
 def test_grid_places_every_image():
     red, blue = (np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
     labels = ["a red circle above a very long description of something else", "b"]
-    out = figures.grid([[red, blue], [None, Image.fromarray(red)]], ["cfg", "none"], labels, cell=128)
+    out = figures.grid([[red, blue], [None, Image.fromarray(red)]], ["cfg", "none"], labels, blur=False, cell=128)
     colours = dict((colour, count) for count, colour in out.getcolors(100_000))
     assert colours[255, 0, 0] == 2 * 128 * 128
     assert colours[0, 0, 255] == 128 * 128
     with pytest.raises(ValueError, match="labels"):
-        figures.grid([[red]], ["a"], ["b", "c"])
+        figures.grid([[red]], ["a"], ["b", "c"], blur=False)
