@@ -46,6 +46,12 @@ class NetworkSpec(Strict):
     weights: str | None = None
     lora: str | None = None
     revision: str | None = None
+    made_by: str | None = None  # the command that makes it, for one that nobody publishes
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, `weights` or `lora`."""
+        return self.weights or str(self.lora)
 
     @model_validator(mode="after")
     def _one_source(self) -> "NetworkSpec":

@@ -1,29 +1,25 @@
 """What this machine has and lacks for a benchmark, and what the benchmark costs, before anything is run."""
 
-import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness import benchmark as benchmarks
-from harness import registry
-from harness.diffusion.counting import AnyJudge, Counting
+from harness import estimate, manifest, registry
+from harness.benchmark import ModelSpec, PromptSpec
 from harness.errors import HarnessError
-from harness.plan import total
-from harness.prompts import Prompt
-from harness.resolve import ResolvedMethod, ResolvedModel, resolve
-from harness.seeding import RowKey
+from harness.resolve import Resolved, survey
 from harness.weights import files_of
 
-SD_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 
-
-def check(name: str | None) -> dict[str, Any]:
+def check(name: str | None, throughput: float | None = None) -> dict[str, Any]:
     """The report: `machine`, and for a benchmark `models`, `prompts`, `metrics`, `methods`, `cost`, `lacking`.
+
+    Nothing is fetched. `throughput` is the denoiser evaluations a second of one GPU; without it one is assumed
+    (`harness.estimate`).
 
     Raises:
         HarnessError: the benchmark cannot be run as it is written (the message says all that is wrong).
@@ -33,38 +29,23 @@ def check(name: str | None) -> dict[str, Any]:
         report["metrics"] = [_metric(entry, _missing(entry)) for entry in registry.names("metric")]
         return report
     path = benchmarks.find(name)
-    resolved = resolve(benchmarks.load(path), path)
-    cells = resolved.cells()
-    nfe = {
-        (model, method): evaluations(resolved.models[model], resolved.methods[method])
-        for model in resolved.models for method in resolved.methods
-    }
+    found = survey(benchmarks.load(path), path)
+    models, prompts = found.benchmark.models, found.benchmark.prompts
     report |= {
-        "benchmark": resolved.benchmark.name,
-        "models": [_model(label, model) for label, model in resolved.models.items()],
-        "prompts": [
-            {"label": label, "set": p.id, "prompts": len(p.prompts), "nsfw": p.nsfw}
-            for label, p in resolved.prompts.items()
+        "benchmark": found.benchmark.name,
+        "models": [_model(found, label, spec) for label, spec in models.items()],
+        "prompts": [_prompts(found, label, spec) for label, spec in prompts.items()],
+        "metrics": [_metric(label, metric.missing) for label, metric in found.metrics.items()],
+        "methods": [
+            {"model": label, "method": key} | estimate.evaluations(found.models.get(label), spec, method)
+            for label, spec in models.items() for key, method in found.methods.items()
         ],
-        "metrics": [_metric(label, metric.missing) for label, metric in resolved.metrics.items()],
-        "methods": [{"model": m, "method": k, "nfe": n} for (m, k), n in nfe.items()],
-        "cost": {
-            "samples": total(cells),
-            "files": sum(-(-len(c.prompt_set.prompts) // c.shard_size) * len(c.seeds) for c in cells),
-            "nfe": sum(nfe[cell.model, cell.method] * len(cell) for cell in cells),
-        },
     }
-    report["lacking"] = [entry["missing"] for entry in report["metrics"] if entry["missing"]]
+    counts = {entry["label"]: entry["prompts"] for entry in report["prompts"]}
+    report["cost"] = estimate.cost(found, counts, report["methods"], throughput)
+    lacking = [*found.lacking.values(), *(entry["missing"] for entry in report["metrics"] if entry["missing"])]
+    report["lacking"] = list(dict.fromkeys(lacking))
     return report
-
-
-def evaluations(model: ResolvedModel, method: ResolvedMethod) -> int:
-    """Denoiser evaluations of one sample, found by running the method's own code on a model that only counts."""
-    config = model.folder / "scheduler" / "scheduler_config.json"
-    schedule = json.loads(config.read_text()) if config.is_file() else SD_SCHEDULE
-    counting = Counting(schedule, model.cls.requests, ("main", *model.networks))
-    judged = replace(method.method, judge=AnyJudge() if method.judge else None)
-    return int(judged.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)]).nfe[0])
 
 
 def _machine() -> dict[str, Any]:
@@ -72,12 +53,40 @@ def _machine() -> dict[str, Any]:
     return {"cpus": os.cpu_count(), "gpus": gpus, "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1)}
 
 
-def _model(label: str, model: ResolvedModel) -> dict[str, Any]:
+def _model(found: Resolved, label: str, spec: ModelSpec) -> dict[str, Any]:
+    place, model = f"models.{label}", found.models.get(label)
+    entry: dict[str, Any] = {"label": label, "weights": spec.weights, "missing": found.lacking.get(place)}
+    entry["networks"] = [
+        {"label": name, "source": network.source, "missing": found.lacking.get(f"{place}.networks.{name}")}
+        for name, network in spec.networks.items()
+    ]
+    if model is None:
+        return entry | {"megabytes": None, "trained": None}
     size = sum(path.stat().st_size for path in files_of(model.folder) if path.suffix == ".safetensors")
+    return entry | {"megabytes": round(size / 1e6, 1), "trained": model.trained}
+
+
+def _prompts(found: Resolved, label: str, spec: PromptSpec) -> dict[str, Any]:
+    """Of a set that is not here, as many prompts as its manifest says; None where none says it."""
+    here = found.prompts.get(label)
+    count = len(here.prompts) if here else _promised(spec)
+    known = spec.set in manifest.known() and manifest.load(spec.set).nsfw
     return {
-        "label": label, "weights": model.spec.weights, "megabytes": round(size / 1e6, 1), "trained": model.trained,
-        "networks": list(model.networks),
+        "label": label, "set": spec.set, "prompts": count, "nsfw": here.nsfw if here else spec.nsfw or known,
+        "missing": found.lacking.get(f"prompts.{label}"),
     }
+
+
+def _promised(spec: PromptSpec) -> int | None:
+    """How many prompts a selection of a known set has."""
+    if spec.set not in manifest.known():
+        return None
+    known = manifest.load(spec.set)
+    rows = known.rows
+    if spec.category is not None:
+        wanted = {spec.category} if isinstance(spec.category, str) else set(spec.category)
+        rows = sum(known.categories[name] for name in wanted) if wanted <= known.categories.keys() else None
+    return None if rows is None else min(rows, spec.first or rows, spec.sample or rows)
 
 
 def _missing(name: str) -> str | None:
@@ -99,18 +108,44 @@ def text(report: dict[str, Any]) -> str:
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     lines = [f"machine   {machine['cpus']} CPUs, {gpus}, {machine['free_disk_gb']} GB of disk free here"]
     for model in report.get("models", []):
-        trained = "" if model["trained"] else ", random weights"
-        networks = f", networks {', '.join(model['networks'])}" if model["networks"] else ""
-        lines.append(f"model     {model['label']}: {model['weights']}, {model['megabytes']} MB{networks}{trained}")
+        size = "" if model["megabytes"] is None else f", {model['megabytes']:,} MB"
+        random = ", random weights" if model["trained"] is False else ""
+        lines.append(f"model     {model['label']}: {model['weights']}{size}{random}{_lacks(model)}")
+        lines += [
+            f"network   {network['label']} of {model['label']}: {network['source']}{_lacks(network)}"
+            for network in model["networks"]
+        ]
     for prompts in report.get("prompts", []):
+        count = "unknown" if prompts["prompts"] is None else f"{prompts['prompts']:,}"
         nsfw = ", NSFW: its images are blurred where they are shown" if prompts["nsfw"] else ""
-        lines.append(f"prompts   {prompts['label']}: {prompts['prompts']} of set {prompts['set']}{nsfw}")
+        lines.append(f"prompts   {prompts['label']}: {count} of set {prompts['set']}{nsfw}{_lacks(prompts)}")
     for method in report.get("methods", []):
-        lines.append(f"method    {method['method']} on {method['model']}: {method['nfe']} evaluations an image")
+        judged = f", {method['judged']:,} images shown to its judge" if method["judged"] else ""
+        lines.append(
+            f"method    {method['method']} on {method['model']}: {method['nfe']:,} evaluations an image{judged}"
+        )
     for metric in report["metrics"]:
-        state = f"MISSING: {metric['missing']}" if metric["missing"] else "ready"
-        lines.append(f"metric    {metric['label']}: {state}")
-    if "cost" in report:
-        cost = report["cost"]
-        lines.append(f"cost      {cost['samples']:,} images in {cost['files']:,} files, {cost['nfe']:,} evaluations")
-    return "\n".join(lines)
+        lines.append(f"metric    {metric['label']}:{_lacks(metric) or ' ready'}")
+    return "\n".join([*lines, *(_cost(report["cost"]) if "cost" in report else [])])
+
+
+def _lacks(entry: dict[str, Any]) -> str:
+    return f" MISSING: {entry['missing']}" if entry["missing"] else ""
+
+
+def _cost(cost: dict[str, Any]) -> list[str]:
+    if cost["samples"] is None:
+        return ["cost      unknown, as the number of prompts is"]
+    judged = f", {cost['judged']:,} images judged" if cost["judged"] else ""
+    lines = [
+        f"cost      {cost['samples']:,} images in {cost['files']:,} files, {cost['nfe']:,} evaluations{judged}",
+        f"disk      about {cost['images_gb']:,} GB of images, {cost['features_gb']:,} GB of features",
+    ]
+    speeds = ", ".join(f"{label} {speed:,}" for label, speed in cost["evaluations_per_second"].items() if speed)
+    if cost["gpu_hours"] is None:
+        return [*lines, "time      unknown: say `--throughput EVALUATIONS_PER_SECOND`"]
+    source = " (assumed; --throughput takes yours)" if cost["assumed"] else ""
+    return [
+        *lines,
+        f"time      about {cost['gpu_hours']:,} GPU-hours in the denoiser at so many evaluations/s: {speeds}{source}",
+    ]

@@ -194,12 +194,15 @@ def fetch(
 @app.command()
 def check(
     benchmark: Annotated[str | None, typer.Argument(help="A benchmark's name or file; none: this machine.")] = None,
+    throughput: Annotated[
+        float | None, typer.Option(min=1e-9, help="Denoiser evaluations a second of one GPU; default: an assumption.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what this machine has and lacks for a benchmark, and what the benchmark costs, before it is run."""
     from harness import check as checker
 
-    report = checker.check(benchmark)
+    report = checker.check(benchmark, throughput)
     typer.echo(json.dumps(report, indent=1) if as_json else checker.text(report))
     raise typer.Exit(1 if report["lacking"] else 0)
 

@@ -28,8 +28,8 @@ class Cell:
 
     @property
     def shard_size(self) -> int:
-        """Rows of a shard: whole micro-batches, and enough of them that files do not become dust."""
-        return self.batch * max(1, -(-16 // self.batch))
+        """Rows of a shard."""
+        return shard_size(self.batch)
 
     def sample_id(self, prompt_id: str, seed: int) -> str:
         """The id of one of the cell's samples."""
@@ -51,6 +51,11 @@ class Cell:
 
     def __len__(self) -> int:
         return len(self.seeds) * len(self.prompt_set.prompts)
+
+
+def shard_size(batch: int) -> int:
+    """Rows of a shard: whole micro-batches, and enough of them that files do not become dust."""
+    return batch * max(1, -(-16 // batch))
 
 
 def shards(cell: Cell, done: Collection[str] = (), taken: Collection[str] = ()) -> Iterator[GenerateUnit]:

@@ -6,7 +6,7 @@ What comes out is what a run is compared by (`definitions`) and what a worker is
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from harness import registry, weights
 from harness.analysis import beside, published
 from harness.benchmark import Benchmark, MethodSpec, ModelSpec, named
 from harness.diffusion.base import Diffusion, Sampler
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Lacking
 from harness.identity import digest
 from harness.method import Method, load_method, method_identity, no_gradient
 from harness.metrics.base import Metric, PairedMetric, SampleMetric
@@ -91,6 +91,9 @@ class Resolved:
     prompts: dict[str, PromptSet]
     metrics: dict[str, ResolvedMetric]
     sys_path: tuple[str, ...]
+    # What is not on this machine, by its place in the file (`models.sd`, `models.sd.networks.refiner`, `prompts.x`,
+    # `methods.x` for a judge) and what to do. Empty but for `survey`, whose `models` and `prompts` then lack it too.
+    lacking: dict[str, str] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """Every (model, method, prompt set); a model's cells follow each other, so that it loads once."""
@@ -120,20 +123,38 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
     Users' own plug-ins are looked for beside the benchmark file and in the current folder.
 
     Raises:
+        HarnessError: all that is wrong or not on this machine, a line each, with file and key.
+    """
+    return _resolve(benchmark, source, fetch=True)
+
+
+def survey(benchmark: Benchmark, source: Path) -> Resolved:
+    """As `resolve`, but nothing is fetched, and what is not on this machine is listed in `lacking`.
+
+    Raises:
         HarnessError: all that is wrong, a line each, with file and key.
     """
+    return _resolve(benchmark, source, fetch=False)
+
+
+def _resolve(benchmark: Benchmark, source: Path, fetch: bool) -> Resolved:
     search = tuple(dict.fromkeys([str(source.parent.resolve()), str(Path.cwd())]))
     sys.path[:0] = [folder for folder in search if folder not in sys.path]
     problems: list[str] = []
+    lacking: dict[str, str] = {}
     models, prompts = {}, {}
     for label, spec in benchmark.models.items():
         try:
-            models[label] = _model(f"models.{label}", spec)
+            model = _model(f"models.{label}", spec, fetch, lacking)
+            if model is not None:
+                models[label] = model
         except HarnessError as error:
             problems.append(str(error))
     for label, chosen in benchmark.prompts.items():
         try:
-            prompts[label] = prompt_sets.load(chosen, source.parent)
+            prompts[label] = prompt_sets.load(chosen, source.parent, fetch)
+        except Lacking as error:
+            lacking[f"prompts.{label}"] = str(error)
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
     problems += _two_texts(prompts)
@@ -142,6 +163,9 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
     for label, method in benchmark.methods.items():
         try:
             methods[label] = _method(benchmark, method, metrics)
+            judge = methods[label].judge
+            if judge is not None and metrics[judge].missing is not None:
+                lacking[f"methods.{label}"] = f"judge {method.judge!r}: {metrics[judge].missing}"
             problems += [f"methods.{label}: {text}" for text in _lacking(methods[label], models)]
         except (HarnessError, ValueError) as error:
             problems.append(f"methods.{label}: {error}")
@@ -156,9 +180,11 @@ def resolve(benchmark: Benchmark, source: Path) -> Resolved:
         if not any(getattr(stage, "published_seeding", False) for stage in stages):
             problems.append("seeding: 'published' is defined by no method of this benchmark (docs/methods.md says "
                             "which define it, with 'variant: published'); take identity or literal")
+    if fetch:
+        problems += [f"{place}: {text}" for place, text in lacking.items()]
     if problems:
         raise HarnessError("\n".join(f"{source}: {problem}" for problem in problems))
-    return Resolved(benchmark, models, methods, prompts, metrics, search)
+    return Resolved(benchmark, models, methods, prompts, metrics, search, lacking)
 
 
 def _two_texts(prompts: dict[str, PromptSet]) -> list[str]:
@@ -177,28 +203,51 @@ def _two_texts(prompts: dict[str, PromptSet]) -> list[str]:
     return found
 
 
-def _model(place: str, spec: ModelSpec) -> ResolvedModel:
+def _model(place: str, spec: ModelSpec, fetch: bool, lacking: dict[str, str]) -> ResolvedModel | None:
+    """None where `lacking` has got a line for it or for one of its networks."""
     with _at(place):
         cls: type[Diffusion] = registry.load("model", spec.family)
-        folder = weights.resolve(spec.weights, spec.revision)
+    folder = _found(place, spec.weights, spec.revision, fetch, lacking)
+    further: dict[str, Path] = {}
+    for name, network in spec.networks.items():
+        at = f"{place}.networks.{name}"
+        found = _found(at, network.source, network.revision, fetch, lacking)
+        if found is not None:
+            further[name] = found
+        elif network.made_by:
+            lacking[at] = f"{network.source!r} is not on this machine; `{network.made_by}` makes it"
+    if folder is None or len(further) < len(spec.networks):
+        return None
+    with _at(place):
         content = weights.content_digest(folder)
     networks, digests, trained = {}, {}, weights.is_trained(folder)
     for name, network in spec.networks.items():
         with _at(f"{place}.networks.{name}"):
             kind = "weights" if network.weights is not None else "lora"
-            source = str(network.weights or network.lora)
-            found = weights.resolve(source, network.revision)
-            problems = cls.network_problems(folder, kind, found)
+            problems = cls.network_problems(folder, kind, further[name])
             if problems:
                 raise HarnessError("; ".join(problems))
-            networks[name] = {kind: source if source.startswith("builtin:") else str(found)}
-            digests[name] = {kind: weights.content_digest(found)}
-            trained = trained and weights.is_trained(found)
+            builtin = network.source.startswith("builtin:")
+            networks[name] = {kind: network.source if builtin else str(further[name])}
+            digests[name] = {kind: weights.content_digest(further[name])}
+            trained = trained and weights.is_trained(further[name])
     identity = {
         "family": spec.family, "dtype": spec.dtype, "size": spec.size,
         "weights": content, "networks": digests, "version": getattr(cls, "version", 1),
     }
     return ResolvedModel(spec, folder, cls, networks, identity, trained)
+
+
+def _found(
+    place: str, source: str, revision: str | None, fetch: bool, lacking: dict[str, str]
+) -> Path | None:
+    """The folder of weights; None where they are not here, which `lacking` then says."""
+    with _at(place):
+        try:
+            return weights.resolve(source, revision, fetch=fetch)
+        except Lacking as error:
+            lacking[place] = str(error)
+    return None
 
 
 @contextmanager
@@ -271,8 +320,6 @@ def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedM
                                f"scores each image by itself")
         if getattr(method.stage, "needs_gradient", False) and not judge.metric.has_gradient:
             raise HarnessError(no_gradient(method.stage, judge.metric))
-    if judge is not None and judge.missing is not None:
-        raise HarnessError(f"judge {spec.judge!r}: {judge.missing}")
     identity = method_identity(method, judge.digest if judge else None)
     return ResolvedMethod(spec, method, sampler, judge.metric.name if judge else None, identity)
 

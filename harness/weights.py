@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Lacking
 from harness.identity import digest
 from harness.registry import nearest
 
@@ -45,14 +45,15 @@ def builtin_folder() -> Path:
     return Path(str(files("harness"))) / "shapes" / "weights"
 
 
-def resolve(weights: str, revision: str | None = None) -> Path:
+def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) -> Path:
     """The local folder that holds `weights`, fetched from the Hub where it is not here yet.
 
     Looked for in `home()`, as `<organisation>/<name>` (with `@<revision>` after it) or `<name>`, then in the Hub's own
     cache, before it is fetched into `home()`.
 
     Raises:
-        HarnessError: no such folder or built-in name, or the Hub cannot be reached.
+        HarnessError: no such built-in name, or the Hub cannot be reached.
+        Lacking: no such folder; or a Hub id that is not here, and `fetch` is False.
     """
     if weights.startswith("builtin:"):
         name = weights.removeprefix("builtin:")
@@ -65,16 +66,20 @@ def resolve(weights: str, revision: str | None = None) -> Path:
     if local.is_dir():
         return local.resolve()
     if not re.fullmatch(HUB_ID, weights):
-        raise HarnessError(
+        raise Lacking(
             f"weights {weights!r}: no such folder; expected a folder in the diffusers layout, "
             f"a Hub id like 'organisation/name', or 'builtin:NAME'"
         )
     found = hub_model(weights, revision)
     if found is not None:
         return found
-    from harness import download, fetch  # only where something must be fetched
+    if not fetch:
+        at = f"@{revision}" if revision else ""
+        raise Lacking(f"weights {weights!r} are not on this machine; `harness fetch {weights}{at}` gets them")
+    from harness import download  # only where something must be fetched
+    from harness import fetch as fetcher
 
-    return fetch.model(weights, revision, download.Downloader())
+    return fetcher.model(weights, revision, download.Downloader())
 
 
 def hub_model(weights: str, revision: str | None) -> Path | None:

@@ -92,8 +92,12 @@ def test_check_counts_what_the_run_will_cost(folder: Path, capsys: pytest.Captur
     report = json.loads(out)
     assert code == 0
     assert {entry["method"]: entry["nfe"] for entry in report["methods"]} == {"plain": 2, "cfg": 4}
-    assert report["cost"] == {"samples": 6, "files": 2, "nfe": 18}
+    cost = report["cost"]
+    assert [cost[key] for key in ("samples", "files", "nfe", "judged")] == [6, 4, 18, 0]  # a score file beside each
+    assert cost["assumed"]
     assert "18 evaluations" in harness(capsys, "check", str(folder / "small.yaml"))[1]
+    said = harness(capsys, "check", str(folder / "small.yaml"), "--json", "--throughput", "0.005")[1]
+    assert json.loads(said)["cost"]["gpu_hours"] == 1  # 18 evaluations of 200 seconds
 
 
 @pytest.mark.parametrize(

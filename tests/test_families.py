@@ -137,7 +137,8 @@ def test_what_a_model_block_cannot_mean_is_said(
 ) -> None:
     weights = tiny_stable_diffusion_xl(tmp_path / "weights")
     model = {"family": "stable_diffusion_xl", "weights": str(weights)} | change
-    code, _, said = harness(capsys, "check", write(tmp_path, model, {"plain": {}}))
+    path = write(tmp_path, model, {"plain": {}})
+    code, _, said = harness(capsys, "run", path, "--workers", "0", "--results", str(tmp_path / "runs"))
     assert code == 2
     assert expected in said.replace("\n", " ")
 

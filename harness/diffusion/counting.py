@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.schedules import DiffusersSchedule
+from harness.diffusion.schedules import DiffusersSchedule, NoiseLevels
 from harness.metrics.base import SampleMetric, Scores
 from harness.prompts import Prompt
 
@@ -50,8 +51,11 @@ class Counting(Diffusion):
 
     def alpha_sigma(self, timestep: float) -> tuple[float, float]:
         """As on the schedule's noise levels."""
-        schedule = DiffusersSchedule(self.scheduler_config, Sampler())
-        return schedule.levels.alpha_sigma(timestep)
+        return self._levels.alpha_sigma(timestep)
+
+    @cached_property
+    def _levels(self) -> NoiseLevels:
+        return DiffusersSchedule(self.scheduler_config, Sampler()).levels
 
     def schedule(self, sampler: Sampler) -> Schedule:
         """The real solver: how often it calls the network is its own affair."""
@@ -71,14 +75,19 @@ class Counting(Diffusion):
 
 
 class AnyJudge(SampleMetric):
-    """Likes all images alike."""
+    """Likes all images alike, and counts them."""
 
     name = "any"
 
+    def __init__(self) -> None:
+        self.judged = 0
+
     def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         """Zeros."""
+        self.judged += len(prompts)
         return Scores(np.zeros(len(prompts)))
 
     def differentiable(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Zeros with a gradient, which is zero."""
+        self.judged += len(prompts)
         return images.flatten(1).sum(dim=1) * 0

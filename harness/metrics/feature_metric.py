@@ -34,11 +34,13 @@ class FeatureMetric(DistributionMetric):
     def missing(self) -> str | None:
         """The weights and the reference that are not here, or why they cannot be used."""
         problems = [super().missing()]
-        if problems == [None] or self.statistics is None:
-            try:
+        try:
+            if problems == [None] or self.statistics is None:
                 self.reference()
-            except HarnessError as error:
-                problems.append(str(error))
+            elif self.compares:  # without the weights it cannot be read, but missed
+                find_reference(self.statistics, self.extractor, self.name)
+        except HarnessError as error:
+            problems.append(str(error))
         return "; ".join(problem for problem in problems if problem) or None
 
     def extractor_content(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness import registry
-from harness.check import evaluations
+from harness.estimate import evaluations
 from harness.guidance.cfg import CFG
 from harness.method import Method, load_method
 from tests.noise.judges import Smooth
@@ -21,6 +21,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "best_of_n": {"candidates": 3}, "zero_order_search": {"rounds": 2, "neighbours": 3},
     "noise_refine": {"network": "weak"},
 }
+JUDGED = {"noise_diffusion": 4, "best_of_n": 3, "zero_order_search": 7}  # images that the judge is shown
 
 
 def test_every_stage_of_ours_is_counted_here() -> None:
@@ -34,7 +35,10 @@ def test_the_estimate_is_the_cost(name: str, tmp_path: Path) -> None:
     judge = Smooth() if getattr(loaded.stage, "needs_judge", False) else None
     method = Method(loaded.stage, CFG(3), loaded.sampler, judge)
     real = method(Twins(lambda x, t, n: n), numbers(1)).nfe[0]
-    model = Namespace(folder=tmp_path, cls=Twins, networks={"weak": {}})
+    model = Namespace(folder=tmp_path)
+    spec = Namespace(family="tests.noise.test_nlg:Twins", networks={"weak": {}})
     # The judge that the estimate meets is its own; a resolved method holds the label of the real one.
     planned = Namespace(method=Method(loaded.stage, CFG(3), loaded.sampler), judge="smooth" if judge else None)
-    assert evaluations(model, planned) == real  # type: ignore[arg-type]
+    for found in (model, None):  # with and without its weights
+        estimated = evaluations(found, spec, planned)  # type: ignore[arg-type]
+        assert estimated == {"nfe": real, "judged": JUDGED.get(name, 0)}

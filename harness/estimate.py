@@ -1,0 +1,90 @@
+"""What a benchmark costs, before it is run: evaluations, files, disk, and GPU-hours at a stated or assumed speed."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from harness import registry
+from harness.benchmark import ModelSpec
+from harness.diffusion.base import Diffusion
+from harness.diffusion.counting import AnyJudge, Counting
+from harness.metrics.base import DistributionMetric
+from harness.plan import shard_size
+from harness.prompts import Prompt
+from harness.resolve import Resolved, ResolvedMethod, ResolvedModel
+from harness.seeding import RowKey
+
+SD_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+# Assumed of a GPU where no throughput is given: TFLOP/s by dtype, kept up over a whole run.
+TFLOPS = {"float16": 100.0, "bfloat16": 100.0, "float32": 25.0}
+# TFLOP of one evaluation of a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in pixels;
+# they grow with the pixels, attention's share a little faster.
+EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024)}
+IMAGE_BYTES = 1.4  # a pixel as lossless WebP: 1.24 and 1.45 measured on photographs of 1024 and 512 pixels
+FEATURE_BYTES = 4 * 2048  # of an image for each extractor: Inception's, the widest
+
+
+def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMethod) -> dict[str, int]:
+    """What one sample takes, found by running the method's own code on a model that only counts.
+
+    `nfe`: denoiser evaluations; `judged`: images that the method's judge is shown. For a model that is not here the
+    solver's grid is Stable Diffusion's, of the same length.
+    """
+    config = model.folder / "scheduler" / "scheduler_config.json" if model else None
+    schedule = json.loads(config.read_text()) if config is not None and config.is_file() else SD_SCHEDULE
+    cls: type[Diffusion] = registry.load("model", spec.family)
+    counting = Counting(schedule, cls.requests, ("main", *spec.networks))
+    judge = AnyJudge()
+    counted = replace(method.method, judge=judge if method.judge else None)
+    nfe = counted.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)]).nfe[0]
+    return {"nfe": int(nfe), "judged": judge.judged}
+
+
+def cost(
+    found: Resolved, prompts: dict[str, int | None], methods: list[dict[str, Any]], throughput: float | None
+) -> dict[str, Any]:
+    """The whole benchmark's cost, given how many prompts each set has (None: not known) and `evaluations`.
+
+    GPU-hours are the denoiser's alone: text encoders, decoders, judges and metrics come on top. All figures are None
+    where the number of prompts is not known, `gpu_hours` also where no speed is.
+    """
+    benchmark, seeds = found.benchmark, len(found.benchmark.seeds)
+    speeds = {label: throughput or assumed(spec) for label, spec in benchmark.models.items()}
+    known = [count for count in prompts.values() if count is not None]
+    if len(known) < len(prompts):
+        return dict.fromkeys(("samples", "files", "nfe", "judged", "gpu_hours", "images_gb", "features_gb"))
+    samples = sum(known) * seeds  # of one model and one method
+    everything = samples * len(found.methods) * len(benchmark.models)
+    parts = len(found.methods) * seeds * sum(
+        -(-count // shard_size(spec.batch)) for spec in benchmark.models.values() for count in known
+    )
+    features = {m.metric.extractor for m in found.metrics.values() if isinstance(m.metric, DistributionMetric)}
+    scores = [m for m in found.metrics.values() if not isinstance(m.metric, DistributionMetric)]
+    pixels = sum(side(spec) ** 2 for spec in benchmark.models.values())
+    hours = None
+    if None not in speeds.values():
+        hours = sum(samples * entry["nfe"] / float(speeds[entry["model"]] or 0) for entry in methods) / 3600
+    return {
+        "samples": everything,
+        "files": parts * (1 + len(features) + len(scores)),
+        "nfe": samples * sum(entry["nfe"] for entry in methods),
+        "judged": samples * sum(entry["judged"] for entry in methods),
+        "gpu_hours": None if hours is None else round(hours, 2),
+        "evaluations_per_second": speeds,
+        "assumed": throughput is None,
+        "images_gb": round(samples * len(found.methods) * pixels * IMAGE_BYTES / 1e9, 2),
+        "features_gb": round(everything * len(features) * FEATURE_BYTES / 1e9, 2),
+    }
+
+
+def side(spec: ModelSpec) -> int:
+    """The side of a model's images in pixels, as far as the file says it."""
+    return spec.size or EVALUATION.get(spec.family, (0, 512))[1]
+
+
+def assumed(spec: ModelSpec) -> float | None:
+    """Evaluations a second of one GPU that are assumed; None where there is nothing to assume it from."""
+    if spec.family not in EVALUATION or spec.weights.startswith("builtin:"):
+        return None
+    teraflop, at = EVALUATION[spec.family]
+    return round(TFLOPS[spec.dtype] / (teraflop * (side(spec) / at) ** 2), 1)
