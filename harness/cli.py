@@ -124,6 +124,31 @@ def table(
         typer.echo(outcome.render(form.value, ci, groups))
 
 
+@app.command()
+def compare(
+    sides: Annotated[
+        list[str], typer.Argument(metavar="A B...", help="Runs, methods as RUN/METHOD, or published:NAME[/METHOD].")
+    ],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare the common pairs of what is not comparable, and say so.")
+    ] = False,
+    form: Annotated[Format | None, typer.Option("--format", help="Default: for reading on a terminal.")] = None,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Compare runs or methods, paired by prompt and seed, with the first, or set them beside published numbers.
+
+    harness compare shapes/cfg-3 shapes/best-of-6
+    """
+    from harness import compare as comparing
+    from harness.analysis import render
+
+    found = comparing.compare(sides, results=results, anyway=anyway)
+    if form is None:
+        render.show([found.table()])
+    else:
+        typer.echo(found.render(form.value))
+
+
 @app.command("list")
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],

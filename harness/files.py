@@ -41,14 +41,16 @@ def writing(path: Path, where: str = "--results") -> Iterator[None]:
         ) from error
 
 
-def write_atomic(path: Path, data: bytes | pa.Buffer) -> None:
+def write_atomic(path: Path, data: bytes | pa.Buffer, where: str = "--results") -> None:
     """Writes `data` beside `path`, syncs it to the disk and renames: the name never shows a partial file.
+
+    `where` is the option that chooses another folder, for the error's hint.
 
     Raises:
         StoreError: no space, no permission, ...; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with writing(path):
+    with writing(path, where):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:

@@ -23,7 +23,7 @@ from harness.display import Display
 from harness.distribution import distribution_values
 from harness.engine import Engine, open_engine
 from harness.errors import HarnessError
-from harness.identity import digest
+from harness.identity import digest, unequal
 from harness.job import Job, MethodJob, MetricJob, ModelJob, Slot
 from harness.metrics.base import DistributionMetric, PairedMetric
 from harness.plan import Cell, shards, total
@@ -90,7 +90,7 @@ def run(
     with _Work(store, resolved, display, address, workers) as work:
         _generate(work, cells)
         _score(work, cells)
-    return _tabulate(store, resolved, cells, work.failures)
+    return tabulate(store, resolved, cells, work.failures)
 
 
 def score(
@@ -98,23 +98,28 @@ def score(
     address: str | None = None,
 ) -> Outcome:
     """Scores what a run has generated, with `metrics` beside its own."""
-    store, resolved = _opened(run_name, results, metrics)
+    store, resolved = opened(run_name, results, metrics)
     _quarantine(store, display)
     kept = store.read_benchmark()
     assert kept is not None
     store.write_benchmark(_grown(kept, resolved, Path(kept["source"])))
     with _Work(store, resolved, display, address, workers) as work:
         _score(work, resolved.cells())
-    return _tabulate(store, resolved, resolved.cells(), work.failures)
+    return tabulate(store, resolved, resolved.cells(), work.failures)
 
 
 def table(run_name: str, *, results: Path) -> Outcome:
     """The tables of a run as it stands; nothing is generated or scored."""
-    store, resolved = _opened(run_name, results)
-    return _tabulate(store, resolved, resolved.cells(), [])
+    store, resolved = opened(run_name, results)
+    return tabulate(store, resolved, resolved.cells(), [])
 
 
-def _opened(run_name: str, results: Path, metrics: tuple[str, ...] = ()) -> tuple[Store, Resolved]:
+def opened(run_name: str, results: Path, metrics: tuple[str, ...] = ()) -> tuple[Store, Resolved]:
+    """The folder of a run, and its benchmark as it resolves now, with `metrics` beside its own.
+
+    Raises:
+        HarnessError: there is no such run, or what its benchmark names is no longer here.
+    """
     root = Path(run_name) if (Path(run_name) / "benchmark.yaml").is_file() else results / run_name
     store = Store(root)
     kept = store.read_benchmark()
@@ -191,12 +196,9 @@ def _same_texts(store: Store, resolved: Resolved) -> None:
                 )
 
 
-def _difference(old: Any, new: Any, place: str = "") -> str:
+def _difference(old: Any, new: Any) -> str:
     """The leaves in which two definitions differ, a line each."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = [_difference(old.get(key), new.get(key), f"{place}.{key}".lstrip(".")) for key in sorted({*old, *new})]
-        return "\n".join(line for line in lines if line)
-    return "" if old == new else f"  {place}: was {old!r}, now {new!r}"
+    return "\n".join(f"  {place}: was {before!r}, now {now!r}" for place, before, now in unequal(old, new))
 
 
 def _grown(kept: dict[str, Any] | None, resolved: Resolved, source: Path) -> dict[str, Any]:
@@ -359,8 +361,8 @@ def _score(work: _Work, cells: list[Cell]) -> None:
 # ---- tables ----
 
 
-def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list[str]) -> Outcome:
-    """Joins the planned samples with their scores; rows of an earlier, wider plan stay out."""
+def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list[str]) -> Outcome:
+    """Joins the planned samples with their scores, for tables; rows of an earlier, wider plan stay out."""
     planned = {sample for cell in cells for sample in cell.sample_ids()}
     rows = store.read("images", columns=ROWS)
     rows = rows[rows["sample_id"].isin(planned) & (rows["frame"] == 0)]

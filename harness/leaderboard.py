@@ -1,0 +1,145 @@
+"""The standing table of results: a run's values as rows of the leaderboard, after validation.
+
+`harness.analysis.leaderboard` holds the rows, the files and the table.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness import run
+from harness.analysis import leaderboard as board
+from harness.analysis.leaderboard import Citation, Prompts, Provenance, Row
+from harness.benchmark import resources
+from harness.errors import HarnessError
+from harness.identity import digest
+from harness.metrics.load import higher_is_better
+from harness.prompts import PromptSet
+from harness.resolve import Resolved
+from harness.store import Store
+
+OWN = Path("results/leaderboard")
+
+
+@dataclass
+class Added:
+    """What `add` did: the rows that are new, how many were there already, and what is to be said."""
+
+    rows: list[Row]
+    known: int
+    notes: list[str]
+
+
+def boards(own: Path | None = None) -> list[Path]:
+    """The folders that are read: what ships, then the user's own, whose rows win."""
+    found = [resources("results/leaderboard"), own or OWN]
+    return found if found[0].resolve() != found[1].resolve() else found[1:]
+
+
+def rows(own: Path | None = None) -> list[Row]:
+    """All rows of the leaderboard."""
+    found: dict[board.Key, Row] = {}
+    for folder in boards(own):
+        found |= board.read(folder)
+    return list(found.values())
+
+
+def cited() -> Iterator[Row]:
+    """The published values as rows, in the scale of this project's metrics."""
+    from harness.analysis import published
+
+    for name in published.known():
+        table = published.rows(name)
+        for row in table[table["quantity"] == "value"].to_dict("records"):
+            yield Row(
+                model=str(row["model"]), method=str(row["method"]), prompts=Prompts(set=str(row["prompts"])),
+                metric=str(row["metric"]), higher_is_better=higher_is_better(str(row["metric"])),
+                value=float(row["value"]) / float(row["scale"]),
+                citation=Citation(paper=str(row["paper"]), table=str(row["table"]), source=str(row["source"])),
+            )
+
+
+def add(run_name: str, *, results: Path, own: Path | None = None) -> Added:
+    """Adds a run's values to the leaderboard.
+
+    Raises:
+        HarnessError: the run is not whole, has random weights, has no values, or says something else than a row that
+            is there; nothing is written.
+    """
+    store, resolved = run.opened(run_name, results)
+    outcome = run.tabulate(store, resolved, resolved.cells(), [])
+    _refuse(run_name, resolved, outcome)
+    new = rows_of(store, resolved, outcome)
+    if not new:
+        raise HarnessError(f"{run_name} has no values to add: score it first, `harness score {run_name}`")
+    folder = own or OWN
+    fresh = board.add(folder, new, [other for other in boards(own) if other.resolve() != folder.resolve()])
+    notes = []
+    for record in outcome.records:
+        place = f"{record['method']} by {record['metric']} ({record['model']} on {record['prompts']})"
+        if record["group"] is None and record["value"] is None:
+            notes.append(f"{place}: not added: {record['reason']}")
+        elif record["group"] is None and record["failed"]:
+            notes.append(f"{place}: {record['failed']} images without a value: {record['reason']}")
+    notes += [f"{row.text}: marked, as the method chooses by this metric itself" for row in fresh if row.judge]
+    return Added(fresh, len(new) - len(fresh), notes)
+
+
+def _refuse(run_name: str, resolved: Resolved, outcome: run.Outcome) -> None:
+    """Refuses a run that is no result: random weights, images still to be made."""
+    problems = []
+    random = dict.fromkeys(r["model"] for r in outcome.records if not r["trained"])
+    if random:
+        problems.append(f"{', '.join(random)}: random weights (trained: false), of which no number says anything")
+    made = outcome.rows.groupby(["model", "method", "prompts"]).size()
+    for cell in resolved.cells():
+        there = int(made.get((cell.model, cell.method, cell.prompts), 0))
+        if 0 < there < len(cell):
+            problems.append(f"{cell.method} ({cell.model} on {cell.prompts}): {there} of {len(cell)} images are made")
+    if problems:
+        raise HarnessError(f"{run_name} cannot be added to the leaderboard:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def selection(prompts: PromptSet) -> str:
+    """The digest of which prompts these are: their ids and texts, in any order."""
+    return digest(sorted([prompt.id, prompt.text] for prompt in prompts.prompts))
+
+
+def rows_of(store: Store, resolved: Resolved, outcome: run.Outcome) -> list[Row]:
+    """A run's overall values as rows."""
+    identity = {label: digest(model.identity) for label, model in resolved.models.items()}
+    methods = {label: digest(method.identity) for label, method in resolved.methods.items()}
+    prompts = {label: (chosen, selection(chosen)) for label, chosen in resolved.prompts.items()}
+    seeds = tuple(sorted(resolved.benchmark.seeds))
+    whole = digest([
+        identity, methods, {label: made for label, (_, made) in prompts.items()}, seeds, resolved.benchmark.seeding,
+        {label: metric.digest for label, metric in resolved.metrics.items()},
+    ])
+    environment = store.read_environment()
+    versions = {"harness": environment.get("harness", "")} | environment.get("packages", {})
+    measured = store.read("images", columns=["sample_id", "device", "created"])
+    measured = measured[measured["sample_id"].isin(outcome.rows["sample_id"])]
+    found = []
+    for record in outcome.records:
+        if record["group"] is not None or record["value"] is None:
+            continue
+        if not record["n"]:
+            raise HarnessError(f"{record['method']} by {record['metric']}: a value without n")
+        place = (measured["model"] == record["model"]) & (measured["method"] == record["method"])
+        mine = measured[place & (measured["prompts"] == record["prompts"])]
+        chosen, made = prompts[record["prompts"]]
+        found.append(Row(
+            model=record["model"], method=record["method"],
+            prompts=Prompts(set=chosen.id, n=len(chosen.prompts), selection=made),
+            seeds=seeds, seeding=resolved.benchmark.seeding, metric=record["metric"],
+            metric_digest=record["metric_digest"], higher_is_better=record["higher_is_better"],
+            value=record["value"], low=record["low"], high=record["high"], n=record["n"],
+            nfe=record["nfe"], flops=record["flops"], seconds=record["seconds"],
+            judge=outcome.judges.get(record["method"]) == record["metric"],
+            provenance=Provenance(
+                run=whole, model=identity[record["model"]], method=methods[record["method"]], versions=versions,
+                commit=environment.get("commit"), device=", ".join(sorted(set(mine["device"].dropna()))),
+                date=mine["created"].max().date().isoformat(),
+            ),
+        ))
+    return found
