@@ -121,9 +121,11 @@ def differences(
     """Every method minus `baseline`, paired by (prompt, seed), on the rows of `scored_rows`.
 
     A record holds model, method, prompts, group, metric, baseline, value (method - baseline), low, high, n
-    (pairs), clusters (prompts), p (sign flips of prompts), p_holm, nfe, baseline_nfe. Holm's family is all
-    methods on one metric of one (model, prompts); with `groups`, all methods × categories likewise. A metric whose
-    value is the mean of the lowest has none: a difference of such means is no mean of paired differences.
+    (pairs), clusters (prompts), p (sign flips of prompts), p_holm, win_rate, win_low, win_high (the share of prompts
+    on which the method is better, ties half), effect_size (Cohen's d_z of the prompts, signed as value is), nfe,
+    baseline_nfe. Holm's family is all methods on one metric of one (model, prompts); with `groups`, all methods ×
+    categories likewise. A metric whose value is the mean of the lowest has none: a difference of such means is no mean
+    of paired differences.
     """
     found: list[Record] = []
     for (model, prompts, label), part in rows.groupby(["model", "prompts", "metric"], sort=False):
@@ -139,11 +141,12 @@ def differences(
             if pairs.empty:
                 continue
             head = {"model": model, "method": method, "prompts": prompts, "metric": label, "baseline": baseline}
-            grouped = metrics[str(label)].grouped and bool(pairs["category"].notna().any())
-            overall.append(head | {"group": None} | _difference(pairs, grouped))
+            info = metrics[str(label)]
+            grouped = info.grouped and bool(pairs["category"].notna().any())
+            overall.append(head | {"group": None} | _difference(pairs, grouped, info.higher_is_better))
             if groups and grouped:
                 by_group += [
-                    head | {"group": str(name)} | _difference(some, False)
+                    head | {"group": str(name)} | _difference(some, False, info.higher_is_better)
                     for name, some in pairs.groupby("category", sort=False)
                 ]
         for family in (overall, by_group):
@@ -153,11 +156,14 @@ def differences(
     return found
 
 
-def _difference(pairs: pd.DataFrame, grouped: bool) -> Record:
+def _difference(pairs: pd.DataFrame, grouped: bool, higher_is_better: bool) -> Record:
     delta = pairs["value"].to_numpy(float) - pairs["value_base"].to_numpy(float)
     found = stats.paired_difference(delta, pairs["prompt_id"], pairs["category"] if grouped else None)
+    won = stats.win_rate(delta, pairs["prompt_id"], higher_is_better)
     return _interval(found) | {
         "clusters": found.clusters, "p": found.p,
+        "win_rate": won.rate, "win_low": won.low, "win_high": won.high,
+        "effect_size": number(stats.effect_size(delta, pairs["prompt_id"])),
         "nfe": number(pairs["nfe"].mean()), "baseline_nfe": number(pairs["nfe_base"].mean()),
     }
 

@@ -1,157 +1,18 @@
-"""Intervals and tests against scipy, closed forms and simulated coverage."""
+"""Tests, win rates, effect sizes and numbers of prompts against scipy, statsmodels, closed forms and brute force."""
 
-import time
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 from scipy import stats as scipy_stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
 
 from harness.analysis import stats
-
-
-def test_mean_interval_agrees_with_scipys_bootstrap_where_every_cluster_has_one_row():
-    values = np.random.default_rng(0).normal(3, 2, 80)
-    ours = stats.mean_interval(values, np.arange(80), draws=20_000)
-    theirs = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=1)
-    widen = np.sqrt(80 / 79) * scipy_stats.t.ppf(0.975, 79) / scipy_stats.norm.ppf(0.975)
-    mean = values.mean()
-    assert ours.value == pytest.approx(mean)
-    assert ours.low == pytest.approx(mean + (theirs.confidence_interval.low - mean) * widen, abs=0.02)
-    assert ours.high == pytest.approx(mean + (theirs.confidence_interval.high - mean) * widen, abs=0.02)
-
-
-def test_mean_interval_agrees_with_students_t():
-    values = np.random.default_rng(2).normal(0, 1, 12)
-    ours = stats.mean_interval(values, np.arange(12), draws=50_000)
-    half = scipy_stats.t.ppf(0.975, 11) * values.std(ddof=1) / np.sqrt(12)
-    assert (ours.high - ours.low) / 2 == pytest.approx(half, rel=0.06)
-
-
-def test_seeds_of_one_prompt_are_one_cluster():
-    prompts = np.random.default_rng(3).normal(size=50)
-    once = stats.mean_interval(prompts, np.arange(50))
-    tenfold = stats.mean_interval(np.repeat(prompts, 10), np.repeat(np.arange(50), 10))
-    assert (tenfold.n, tenfold.clusters) == (500, 50)
-    assert (tenfold.low, tenfold.high) == pytest.approx((once.low, once.high))
-
-
-def test_many_clusters_take_the_normal_limit_and_it_agrees_with_resampling(monkeypatch):
-    values = np.random.default_rng(4).exponential(size=3000)
-    clusters = np.arange(3000) // 2
-    slow = stats.mean_interval(values, clusters, draws=8000)
-    monkeypatch.setattr(stats, "MANY", 100)
-    fast = stats.mean_interval(values, clusters, draws=8000)
-    assert (fast.low, fast.high) == pytest.approx((slow.low, slow.high), abs=0.006)
-
-
-def test_the_normal_limit_is_students_t_too(monkeypatch):
-    monkeypatch.setattr(stats, "MANY", 2)
-    values = np.random.default_rng(4).normal(0, 1, 6)
-    ours = stats.mean_interval(values, np.arange(6), draws=100_000)
-    half = scipy_stats.t.ppf(0.975, 5) * values.std(ddof=1) / np.sqrt(6)
-    assert (ours.high - ours.low) / 2 == pytest.approx(half, rel=0.02)
-
-
-def test_a_million_rows_take_seconds():
-    rng = np.random.default_rng(5)
-    values, clusters = rng.normal(size=1_000_000), np.arange(1_000_000) // 4
-    start = time.perf_counter()
-    stats.mean_interval(values, clusters)
-    stats.paired_difference(values, clusters)
-    assert time.perf_counter() - start < 10
-
-
-def test_mean_of_groups_weighs_groups_alike():
-    values, groups = [1, 1, 1, 1, 0, 1, 0], list("aaaabbb")
-    found = stats.mean_of_groups_interval(values, groups, np.arange(7))
-    assert found.value == pytest.approx((1 + 1 / 3) / 2)
-    assert 0 <= found.low <= found.value <= found.high <= 1
-
-
-def _lowest_by_hand(values, clusters, k, draws):
-    """Percentiles of the resampled mean of the k lowest, a prompt at a time."""
-    rng = np.random.default_rng(9)
-    rows = [values[clusters == name] for name in np.unique(clusters)]
-    point = np.sort(values)[:k].mean()
-    found = [
-        np.sort(np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))]))[:k].mean()
-        for _ in range(draws)
-    ]
-    c = len(rows)
-    widen = np.sqrt(c / (c - 1)) * scipy_stats.t.ppf(0.975, c - 1) / scipy_stats.norm.ppf(0.975)
-    return point, *((np.quantile(found, [0.025, 0.975]) - point) * widen + point)
-
-
-@pytest.mark.parametrize("k", [7, 40, 115])
-def test_the_mean_of_the_lowest_resamples_prompts(k):
-    rng = np.random.default_rng(10)
-    clusters = np.sort(np.concatenate([np.arange(60), rng.integers(0, 60, 60)]))  # prompts of one to a few seeds
-    values = 3 + rng.normal(size=60)[clusters] + 0.3 * rng.normal(size=120)
-    order = rng.permutation(120)
-    found = stats.mean_of_lowest_interval(values[order], clusters[order], k, draws=20_000)
-    point, low, high = _lowest_by_hand(values, clusters, k, 20_000)
-    assert found.value == pytest.approx(point, abs=1e-12)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
-    assert (found.n, found.clusters) == (120, 60)
-
-
-def test_the_mean_of_more_than_there_are_is_the_mean_of_all():
-    values = np.random.default_rng(11).normal(size=30)
-    all_of_them = stats.mean_interval(values, np.arange(30))
-    for k in (30, 1000):
-        found = stats.mean_of_lowest_interval(values, np.arange(30), k)
-        assert found.value == pytest.approx(all_of_them.value)
-        assert (found.low, found.high) == pytest.approx((all_of_them.low, all_of_them.high), abs=1e-9)
-    nothing = stats.mean_of_lowest_interval([], [], 5)
-    assert np.isnan(nothing.value)
-    assert nothing.n == 0
-    alone = stats.mean_of_lowest_interval([3.0, 1.0, 2.0], ["p"] * 3, 2)
-    assert (alone.value, alone.n) == (1.5, 3)
-    assert np.isnan(alone.low)
-    with pytest.raises(ValueError, match="not finite"):
-        stats.mean_of_lowest_interval([1.0, np.nan], [0, 1], 1)
-
-
-def test_the_mean_of_the_lowest_of_many_prompts_takes_the_normal_limit(monkeypatch):
-    rng = np.random.default_rng(12)
-    clusters = np.arange(3000) // 2
-    values = rng.normal(size=1500)[clusters] + 0.5 * rng.normal(size=3000)
-    slow = stats.mean_of_lowest_interval(values, clusters, 300, draws=4000)
-    monkeypatch.setattr(stats, "MANY", 100)
-    fast = stats.mean_of_lowest_interval(values, clusters, 300, draws=4000)
-    assert fast.value == slow.value
-    assert fast.high - fast.low == pytest.approx(slow.high - slow.low, rel=0.08)
-
-
-def test_the_interval_of_the_lowest_covers():
-    rng = np.random.default_rng(13)
-    truth = np.mean([np.sort(rng.normal(size=200))[:40].mean() for _ in range(4000)])
-    hits = 0
-    for k in range(300):
-        found = stats.mean_of_lowest_interval(rng.normal(size=200), np.arange(200), 40, draws=400, seed=k)
-        hits += found.low <= truth <= found.high
-    assert 0.91 <= hits / 300 <= 0.98
-
-
-def test_all_right_is_no_certainty_and_one_prompt_has_no_interval():
-    found = stats.mean_interval(np.ones(40), np.arange(40))
-    assert found.value == found.high == 1.0
-    widen = scipy_stats.t.ppf(0.975, 39) / scipy_stats.norm.ppf(0.975)
-    jeffreys = scipy_stats.beta.ppf(0.975, 0.5, 40.5)  # of the share of wrong prompts
-    assert found.low == pytest.approx(1 - jeffreys * widen, abs=0.01)
-    alone = stats.mean_interval([1.0, 0.0], ["p", "p"])
-    assert (alone.value, alone.n) == (0.5, 2)
-    assert np.isnan([alone.low, alone.high]).all()
-    nothing = stats.mean_interval([], [])
-    assert np.isnan(nothing.value)
-    assert nothing.n == 0
-
-
-def test_not_finite_values_are_refused():
-    with pytest.raises(ValueError, match="not finite"):
-        stats.mean_interval([1.0, np.nan], [0, 1])
 
 
 def test_sign_flips_agree_with_scipy_exactly_for_few_and_closely_for_many():
@@ -188,14 +49,170 @@ def test_holm_by_hand():
     assert stats.holm([0.01, 0.04, 0.03, np.nan]) == pytest.approx([0.03, 0.06, 0.06, np.nan], nan_ok=True)
     assert stats.holm([0.9, 0.8]) == pytest.approx([1, 1])
     assert stats.holm([]).size == 0
+    assert np.isnan(stats.holm([np.nan])).all()
 
 
-def test_wilson_agrees_with_scipy():
-    for k, n in ((0, 10), (3, 10), (10, 10), (540, 553)):
-        theirs = scipy_stats.binomtest(k, n).proportion_ci(method="wilson")
-        assert stats.wilson_interval(k, n) == pytest.approx((theirs.low, theirs.high))
-    with pytest.raises(ValueError, match="3 successes of 2"):
-        stats.wilson_interval(3, 2)
+def test_holm_agrees_with_statsmodels():
+    p = np.random.default_rng(2).random(40) ** 3
+    assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1], rel=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms(use_true_random=False))
+def test_holm_keeps_order_never_lowers_and_stays_below_bonferroni(p, random):
+    p = np.array(p)
+    adjusted = stats.holm(p)
+    assert (adjusted >= p - 1e-15).all()
+    assert (adjusted <= np.minimum(1, p * len(p)) + 1e-15).all()
+    assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= -1e-15).all()
+    order = list(range(len(p)))
+    random.shuffle(order)
+    assert stats.holm(p[order]) == pytest.approx(adjusted[order])
+
+
+def test_win_rate_counts_prompts_not_pairs():
+    #            won: one pair of two is much better    lost        tied      tied: the pairs cancel
+    differences = [0.9, -0.1,                           -0.2, -0.2, 0.0,      0.1, 0.2, -0.3]
+    found = stats.win_rate(differences, list("aabbcddd"))
+    assert (found.wins, found.ties, found.losses, found.clusters) == (1, 2, 1, 4)
+    assert found.rate == 0.5
+    worse = stats.win_rate([0.9, 0.1, 0.1, -0.5], list("abcd"), higher_is_better=False)
+    assert (worse.wins, worse.ties, worse.losses, worse.rate) == (1, 0, 3, 0.25)
+    nothing = stats.win_rate([], [])
+    assert np.isnan([nothing.rate, nothing.low, nothing.high]).all()
+    assert nothing.clusters == 0
+
+
+@pytest.mark.parametrize(("wins", "n"), [(0, 7), (1, 1), (3, 10), (10, 10), (540, 553)])
+def test_without_ties_the_interval_of_a_win_rate_is_wilsons(wins, n):
+    found = stats.win_rate([1.0] * wins + [-1.0] * (n - wins), np.arange(n))
+    assert found.rate == wins / n
+    assert (found.low, found.high) == pytest.approx(proportion_confint(wins, n, method="wilson"), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(stats.wilson_interval(wins, n), abs=1e-12)
+
+
+@pytest.mark.parametrize(("wins", "ties", "losses"), [(5, 3, 4), (30, 50, 20), (1, 9, 0)])
+def test_with_ties_the_interval_holds_what_the_score_test_does_not_refuse(wins, ties, losses):
+    n, z = wins + ties + losses, scipy_stats.norm.ppf(0.975)
+    found = stats.win_rate([1.0] * wins + [0.0] * ties + [-1.0] * losses, np.arange(n))
+    rate, tied = (wins + ties / 2) / n, ties / (n + z**2)
+
+    def beyond(p):
+        return (rate - p) ** 2 - z**2 * (p * (1 - p) - tied / 4) / n
+
+    low, high = optimize.brentq(beyond, -0.1, rate), optimize.brentq(beyond, rate, 1.1)
+    assert (found.low, found.high) == pytest.approx((max(low, 0), min(high, 1)), abs=1e-9)
+    plain = proportion_confint(wins + ties / 2, n, method="wilson")
+    assert plain[0] < found.low < found.rate < found.high < plain[1] + 1e-12
+
+
+def test_nothing_but_ties_is_no_certainty():
+    found = stats.win_rate(np.zeros(40), np.arange(40))
+    assert (found.rate, found.ties) == (0.5, 40)
+    assert 0.4 < found.low < 0.48
+    assert found.high == pytest.approx(1 - found.low)
+
+
+def _win_rate_coverage(n: int, tied: float) -> list[float]:
+    """Exact percent of win rates' 95 % intervals that hold the true rate, for true rates over their whole range."""
+    counts = [(w, t, n - w - t) for w in range(n + 1) for t in range(n + 1 - w)]
+    found = [stats.win_rate(np.repeat([1.0, 0.0, -1.0], c), np.arange(n)) for c in counts]
+    low, high = np.array([f.low for f in found]), np.array([f.high for f in found])
+    covered = []
+    for true in np.linspace(0.05 + tied / 2, 0.95 - tied / 2, 19):
+        chance = scipy_stats.multinomial.pmf(counts, n, [true - tied / 2, tied, 1 - true - tied / 2])
+        covered.append(100 * float(chance[(low <= true) & (true <= high)].sum()))
+    return covered
+
+
+@pytest.mark.parametrize("tied", [0.0, 0.2, 0.5, 0.8])
+def test_the_interval_of_a_win_rate_covers(tied):
+    covered = _win_rate_coverage(40, tied)
+    print(f"n=40 tied={tied}: {np.mean(covered):.1f} ({min(covered):.1f} to {max(covered):.1f})")
+    assert 93 <= np.mean(covered) <= (97 if tied < 0.6 else 99)  # wide where nearly all is tied
+    assert min(covered) >= 92
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(-3, 3)), min_size=1, max_size=30),
+    st.randoms(use_true_random=False),
+)
+def test_laws_of_win_rate_and_effect_size(pairs, random):
+    clusters, values = [f"p{c}" for c, _ in pairs], [d / 10 for _, d in pairs]
+    found, size = stats.win_rate(values, clusters), stats.effect_size(values, clusters)
+    swapped = stats.win_rate([-v for v in values], clusters)
+    assert swapped.rate == pytest.approx(1 - found.rate)
+    assert (swapped.low, swapped.high) == pytest.approx((1 - found.high, 1 - found.low))
+    assert stats.win_rate(values, clusters, higher_is_better=False) == swapped
+    assert stats.effect_size([-v for v in values], clusters) == pytest.approx(-size, nan_ok=True)
+    order = list(range(len(pairs)))
+    random.shuffle(order)
+    shuffled = [values[i] for i in order], [clusters[i] for i in order]
+    assert stats.win_rate(*shuffled) == found
+    assert stats.effect_size(*shuffled) == pytest.approx(size, nan_ok=True)
+    first = [(v, c) for v, c in zip(values, clusters, strict=True) if c == clusters[0]]  # twice the seeds
+    doubled = values + [v for v, _ in first], clusters + [c for _, c in first]
+    assert stats.win_rate(*doubled) == found
+    assert stats.effect_size(*doubled) == pytest.approx(size, nan_ok=True)
+    by_hand = [np.mean([d for k, d in pairs if k == c]) for c in dict.fromkeys(k for k, _ in pairs)]
+    assert found.rate == pytest.approx(np.mean([0.5 if abs(d) < 1e-9 else float(d > 0) for d in by_hand]))
+
+
+def test_effect_size_is_students_t_without_n():
+    rng = np.random.default_rng(3)
+    prompts = rng.normal(0.4, 1, 25)
+    differences = np.repeat(prompts, 2) + np.tile([0.3, -0.3], 25)
+    found = stats.effect_size(differences, np.arange(50) // 2)
+    assert found == pytest.approx(scipy_stats.ttest_1samp(prompts, 0).statistic / 5, rel=1e-12)
+    assert np.isnan(stats.effect_size([0.1, 0.1, 0.1], list("abc")))
+    assert np.isnan(stats.effect_size([0.1, 0.2], list("aa")))
+    assert np.isnan(stats.effect_size([], []))
+
+
+@pytest.mark.parametrize("effect", [0.08, 0.3, 1.0])
+@pytest.mark.parametrize("power", [0.8, 0.95])
+def test_prompts_needed_agrees_with_statsmodels(effect, power):
+    pilot = scipy_stats.zscore(np.random.default_rng(4).normal(size=30), ddof=1) * 2.5
+    needed = stats.prompts_needed(pilot, np.arange(30), -2.5 * effect, power)
+    theirs = TTestPower().solve_power(effect_size=effect, power=power, alpha=0.05)
+    assert needed == np.ceil(theirs)
+
+
+def test_prompts_needed_beyond_what_statsmodels_can(monkeypatch):
+    pilot = scipy_stats.zscore(np.arange(10.0), ddof=1)
+    for effect in (0.02, 0.05):  # both sides of the change of method
+        n = stats.prompts_needed(pilot, np.arange(10), effect)
+        critical = scipy_stats.t.ppf(0.975, n - 1)
+        assert scipy_stats.nct.sf(critical, n - 1, effect * np.sqrt(n)) == pytest.approx(0.8, abs=2e-4)
+    monkeypatch.setattr(stats, "MANY", 500)
+    exact = TTestPower().solve_power(effect_size=0.1, power=0.8, alpha=0.05)
+    assert abs(stats.prompts_needed(pilot, np.arange(10), 0.1) - exact) < 1
+    assert stats.prompts_needed(pilot, np.arange(10), 1e6) == 2
+    assert stats.prompts_needed([0.3, 0.3], [0, 1], 0.3) == 2
+
+
+def test_the_sign_flip_test_has_the_power_that_prompts_needed_promises():
+    rng = np.random.default_rng(5)
+    n = stats.prompts_needed(rng.normal(size=4000), np.arange(4000), 0.5)
+    assert 32 <= n <= 36
+    seen = [stats.sign_flip_test(rng.normal(0.5, 1, n), flips=399, seed=k) <= 0.05 for k in range(400)]
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.06)  # three standard errors
+
+
+def test_prompts_needed_says_what_it_lacks():
+    with pytest.raises(ValueError, match="at least 2"):
+        stats.prompts_needed([0.1, 0.2], ["a", "a"], 0.1)
+    with pytest.raises(ValueError, match="no number of prompts"):
+        stats.prompts_needed([0.1, 0.2], ["a", "b"], 0.0)
+    with pytest.raises(ValueError, match="level < power"):
+        stats.prompts_needed([0.1, 0.2], ["a", "b"], 0.1, power=0.01)
+
+
+def test_sign_flips_of_a_few_equal_trying_all_by_hand():
+    w = np.array([0.5, -0.2, 0.9, 0.4, 0.4])
+    sums = [abs(sum(s * x for s, x in zip(signs, w, strict=True))) for signs in itertools.product([1, -1], repeat=5)]
+    assert stats.sign_flip_test(w) == np.mean([total >= abs(w.sum()) - 1e-9 for total in sums])
 
 
 @settings(max_examples=30, deadline=None)
@@ -210,35 +227,6 @@ def test_value_and_p_do_not_depend_on_row_order(values, random):
     assert (two.n, two.clusters) == (one.n, one.clusters)
     if one.clusters <= stats.EXACT:
         assert two.p == pytest.approx(one.p, abs=0.02)
-
-
-def _coverage(prompts: int, repeats: int, binary: bool, groups: int) -> float:
-    """The share of simulated studies (2 seeds a prompt) whose 95 % interval holds the true mean of groups."""
-    rng = np.random.default_rng(8)
-    labels = np.repeat(np.arange(groups), prompts * 2)
-    clusters = np.arange(groups * prompts * 2) // 2
-    difficulty = np.linspace(0.3, 0.85, groups)[labels]
-    hits = 0
-    for k in range(repeats):
-        if binary:  # the prompt's own chance is Beta-distributed around its group's
-            chance = np.repeat(rng.beta(3 * difficulty[::2], 3 * (1 - difficulty[::2])), 2)
-            values = (rng.random(len(labels)) < chance).astype(float)
-        else:
-            values = difficulty + np.repeat(rng.normal(size=len(labels) // 2), 2) + rng.normal(size=len(labels))
-        found = stats.mean_of_groups_interval(values, labels, clusters, draws=500, seed=k)
-        hits += found.low <= np.mean(np.linspace(0.3, 0.85, groups)) <= found.high
-    return 100 * hits / repeats
-
-
-def test_coverage_in_short():
-    assert 91 <= _coverage(prompts=20, repeats=300, binary=True, groups=3) <= 99
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("binary", [True, False])
-@pytest.mark.parametrize(("prompts", "groups"), [(10, 6), (40, 6), (30, 1), (200, 1)])
-def test_coverage(prompts, groups, binary):
-    assert 93 <= _coverage(prompts, 2000, binary, groups) <= 97
 
 
 @pytest.mark.long

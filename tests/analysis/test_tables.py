@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -153,6 +154,25 @@ def test_differences_are_paired_and_holm_adjusted():
     by_group = [_one(found, "best_of_6", "geneval-shapes", g)["value"] for g in ("position", "colors")]
     assert overall["value"] == pytest.approx(np.mean(by_group))
     assert not [r for r in found if r["method"] == "cfg-3"]
+
+
+def test_differences_say_how_often_and_how_clearly_a_method_is_better():
+    w = world()
+    rows = scored_rows(w.rows, w.scores, METRICS)
+    mine = _one(differences(rows, "cfg-3", METRICS), "no-guidance", "geneval-shapes")
+    wide = rows[rows["metric"] == "geneval-shapes"].pivot(
+        index=["prompt_id", "seed"], columns="method", values="value")
+    prompts = (wide["no-guidance"] - wide["cfg-3"]).groupby("prompt_id").mean()
+    assert prompts.lt(0).any()
+    assert prompts.eq(0).any()
+    assert mine["win_rate"] == pytest.approx((prompts.gt(0) + prompts.eq(0) / 2).mean())
+    assert mine["win_low"] < mine["win_rate"] < mine["win_high"]
+    assert mine["effect_size"] == pytest.approx(prompts.mean() / prompts.std(ddof=1))
+    lower = {"geneval-shapes": replace(METRICS["geneval-shapes"], higher_is_better=False)}
+    turned = _one(differences(rows, "cfg-3", lower), "no-guidance", "geneval-shapes")
+    assert turned["win_rate"] == pytest.approx(1 - mine["win_rate"])
+    assert turned["effect_size"] == mine["effect_size"]
+    json.dumps(differences(rows, "cfg-3", METRICS, groups=True), allow_nan=False)
 
 
 def test_only_common_pairs_count():
