@@ -130,12 +130,12 @@ def _side(text: str, results: Path, opened: dict[str, _Side]) -> _Side:
         rows = published.rows(name)
         labels = {kind: _unique(rows[kind]) for kind in CELL}
         return _one(_Side(PUBLISHED + name, rows, labels), method or None)
-    name, method = text, None
+    name, method = text, ""
     if not _is_run(text, results) and _is_run(text.rpartition("/")[0], results):
         name, _, method = text.rpartition("/")
     if name not in opened:
         opened[name] = _open(name, results)
-    return _one(opened[name], method)
+    return _one(opened[name], method or None)
 
 
 def _is_run(text: str, results: Path) -> bool:

@@ -47,7 +47,8 @@ class Comparison:
             return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         if form == "csv":
             out = io.StringIO()
-            pd.DataFrame(self.records).to_csv(out, index=False, lineterminator="\n")
+            rows = [record | {"notes": "; ".join(record.get("notes", ()))} for record in self.records]
+            pd.DataFrame(rows, dtype=object).to_csv(out, index=False, lineterminator="\n")
             return out.getvalue()
         return FORMATS[form](self.table())
 
@@ -113,18 +114,17 @@ def adjust(records: Sequence[Record]) -> list[Record]:
 
 
 def lay_out(records: Sequence[Record], notes: Sequence[str]) -> Table:
-    """A row a record; notes below."""
-    columns = ["compared with", "method", "difference", "p", "wins", "effect", "needed", "pairs", "NFE ×"]
-    table = Table(LABELS, [Column(name) for name in columns], [], CAPTION, list(notes), "Comparison")
+    """A row a record; `notes` are said of all of them, below."""
+    columns = ["mean", "mean against", "difference", "p", "wins", "effect", "needed", "pairs", "NFE ×"]
+    lower = dict.fromkeys(r["metric"] for r in records if not r["higher_is_better"])
+    said = [*notes, *([f"Lower is better: {', '.join(lower)}."] if lower else [])]
+    table = Table(LABELS, [Column(name) for name in columns], [], "\n".join([CAPTION, *said]), [], "Comparison")
     digits = {
         name: decimals([value for r in records if r["metric"] == name for value in (r["mean"], r["mean_against"])])
         for name in dict.fromkeys(r["metric"] for r in records)
     }
     for record in records:
         table.rows.append(([str(record[name]) for name in LABELS], _cells(table, record, digits[record["metric"]])))
-    lower = dict.fromkeys(r["metric"] for r in records if not r["higher_is_better"])
-    if lower:
-        table.note(f"lower is better: {', '.join(lower)}")
     return table
 
 
@@ -135,8 +135,8 @@ def _cells(table: Table, record: Record, digits: int) -> list[Cell]:
     known = record["low"] is not None or record["kind"] != "published"
     wins = {"value": record["win_rate"], "low": record["win_low"], "high": record["win_high"]}
     cells = [
-        Cell(fixed(record["mean_against"], digits)),
         Cell(fixed(record["mean"], digits)),
+        Cell(fixed(record["mean_against"], digits)),
         Cell(difference + (interval(record, digits, sign=True) if known else ""), rank=int(p is not None and p < 0.05)),
         Cell(p_value(p)),
         Cell("–" if record["win_rate"] is None else fixed(record["win_rate"], 2) + interval(wins, 2)),
