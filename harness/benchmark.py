@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -218,9 +219,11 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def resources(kind: str) -> Path:
-    """The folder `benchmarks` or `datasets`: inside an installed package, or beside it in a checkout."""
+    """The folder `benchmarks`, `datasets` or `published`: inside an installed package, or in a checkout beside it, the
+    last under results/."""
     package = Path(str(files("harness")))
-    return package / kind if (package / kind).is_dir() else package.parent / kind
+    places = (package / kind, package.parent / "results" / kind)
+    return next((place for place in places if place.is_dir()), package.parent / kind)
 
 
 def known() -> dict[str, Path]:
@@ -257,6 +260,15 @@ def load(path: Path) -> Benchmark:
     Raises:
         HarnessError: not YAML, an unknown or repeated key, a value of the wrong type.
     """
+    return parse(read_mapping(path, "name, models, prompts and methods"), str(path))
+
+
+def read_mapping(path: Path, keys: str) -> dict[str, Any]:
+    """The mapping in a YAML file; `keys` is what an error says that it should hold.
+
+    Raises:
+        HarnessError: not readable, not YAML, a key that stands there twice, or no mapping.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (OSError, UnicodeDecodeError) as error:
@@ -264,8 +276,8 @@ def load(path: Path) -> Benchmark:
     except yaml.YAMLError as error:
         raise HarnessError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise HarnessError(f"{path}: expected a mapping with name, models, prompts and methods")
-    return parse(content, str(path))
+        raise HarnessError(f"{path}: expected a mapping with {keys}")
+    return content
 
 
 def parse(content: dict[str, Any], source: str) -> Benchmark:
@@ -273,15 +285,20 @@ def parse(content: dict[str, Any], source: str) -> Benchmark:
     try:
         benchmark = Benchmark.model_validate(content)
     except ValidationError as error:
-        raise HarnessError("\n".join(_explain(source, problem) for problem in error.errors())) from error
+        raise HarnessError(explain(source, error, _keys_at)) from error
     return benchmark.model_copy(update={"methods": _expand(benchmark.methods, source)})
 
 
-def _explain(source: str, problem: Any) -> str:
+def explain(source: str, error: ValidationError, keys_at: Callable[[tuple[Any, ...]], list[str]]) -> str:
+    """What a validation found, a line a problem; `keys_at` gives the keys that are known at a place."""
+    return "\n".join(_explain(source, problem, keys_at) for problem in error.errors())
+
+
+def _explain(source: str, problem: Any, keys_at: Callable[[tuple[Any, ...]], list[str]]) -> str:
     place = ".".join(str(part) for part in problem["loc"] if part not in ("str", "dict[str,dict[str,any]]"))
     where = f"{source}: {place}: " if place else f"{source}: "
     if problem["type"] == "extra_forbidden":
-        return f"{where}unknown key: {nearest(str(problem['loc'][-1]), _keys_at(problem['loc'][:-1]))}"
+        return f"{where}unknown key: {nearest(str(problem['loc'][-1]), keys_at(problem['loc'][:-1]))}"
     if problem["type"] == "missing":
         return f"{where}this key is required"
     message = problem["msg"].removeprefix("Value error, ")

@@ -42,4 +42,5 @@ def test_the_wheel_runs_the_demo(site: Path, tmp_path: Path) -> None:
 def test_the_wheel_carries_its_data(site: Path) -> None:
     names = {path.relative_to(site / "harness").as_posix() for path in (site / "harness").rglob("*") if path.is_file()}
     assert {"benchmarks/shapes.yaml", "datasets/shapes.yaml", "datasets/shapes.jsonl"} <= names
+    assert "published/noise-selection-table1.yaml" in names
     assert "shapes/weights/shapes-sd/model_index.json" in names
