@@ -149,6 +149,48 @@ def compare(
         typer.echo(found.render(form.value))
 
 
+@app.command()
+def leaderboard(
+    add: Annotated[str | None, typer.Option(metavar="RUN", help="Add a run's values, by name or folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model; * stands for anything.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Only this prompt set.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Only this metric.")] = None,
+    sort: Annotated[str | None, typer.Option(help="By a metric (best first), nfe, seconds or flops.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Only so many of each model and prompts.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Mix in what papers published, marked.")] = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Write one self-contained page to this file.")] = None,
+    ci: Ci = False,
+    as_json: Json = False,
+    board: Annotated[
+        Path | None, typer.Option(help="The folder of your own rows; default results/leaderboard.")
+    ] = None,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Print the standing table of results, or add a run to it.
+
+    harness leaderboard --prompts shapes --sort geneval-shapes
+
+    harness leaderboard --add shapes
+    """
+    from harness import leaderboard as boards
+    from harness.analysis import leaderboard as layout
+    from harness.analysis import render
+
+    if add is not None:
+        typer.echo(boards.add(add, results=results, own=board).text())
+        return
+    chosen = boards.shown(
+        board, with_published=published, model=model, method=method, prompts=prompts, metric=metric, sort=sort, top=top
+    )
+    if page is not None:
+        typer.echo(boards.write_page(chosen, page))
+    elif as_json:
+        typer.echo("[" + ",\n".join(row.line() for row in chosen.rows) + "]")
+    else:
+        render.show([layout.lay_out(chosen, ci=ci).table])
+
+
 @app.command("list")
 def list_(
     kind: Annotated[Kind, typer.Argument(help="What to list.")],

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness import registry, run
-from harness.analysis import comparison
+from harness.analysis import comparison, published
 from harness.analysis.comparison import Comparison
 from harness.analysis.records import CELL, MetricInfo, Record, scored_rows
 from harness.distribution import paired_distances
@@ -125,8 +125,6 @@ def _side(text: str, results: Path, opened: dict[str, _Side]) -> _Side:
     """What a name means. `opened` keeps the runs that have been read."""
     if text.startswith(PUBLISHED):
         name, _, method = text.removeprefix(PUBLISHED).partition("/")
-        from harness.analysis import published
-
         rows = published.rows(name)
         labels = {kind: _unique(rows[kind]) for kind in CELL}
         return _one(_Side(PUBLISHED + name, rows, labels), method or None)

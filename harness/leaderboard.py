@@ -3,15 +3,17 @@
 `harness.analysis.leaderboard` holds the rows, the files and the table.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import run
+from harness import registry, run
 from harness.analysis import leaderboard as board
-from harness.analysis.leaderboard import Citation, Prompts, Provenance, Row
+from harness.analysis import published
+from harness.analysis.leaderboard import Arranged, Citation, Prompts, Provenance, Row
+from harness.analysis.leaderboard_page import page
 from harness.benchmark import resources
 from harness.errors import HarnessError
+from harness.files import write_atomic
 from harness.identity import digest
 from harness.metrics.load import higher_is_better
 from harness.prompts import PromptSet
@@ -29,10 +31,15 @@ class Added:
     known: int
     notes: list[str]
 
+    def text(self) -> str:
+        """For people."""
+        there = f", {self.known} were there already" if self.known else ""
+        return "\n".join([f"{len(self.rows)} rows added{there}", *(f"  {note}" for note in self.notes)])
+
 
 def boards(own: Path | None = None) -> list[Path]:
     """The folders that are read: what ships, then the user's own, whose rows win."""
-    found = [resources("results/leaderboard"), own or OWN]
+    found = [resources("leaderboard"), own or OWN]
     return found if found[0].resolve() != found[1].resolve() else found[1:]
 
 
@@ -44,19 +51,39 @@ def rows(own: Path | None = None) -> list[Row]:
     return list(found.values())
 
 
-def cited() -> Iterator[Row]:
-    """The published values as rows, in the scale of this project's metrics."""
-    from harness.analysis import published
+def cited() -> list[Row]:
+    """The published values of metrics that this project has, in the scale of these metrics."""
+    table = published.rows()
+    known = registry.names("metric")
+    return [
+        Row(
+            model=row["model"], method=row["method"], prompts=Prompts(set=row["prompts"]), metric=row["metric"],
+            higher_is_better=higher_is_better(row["metric"]), value=row["value"] / row["scale"],
+            citation=Citation(paper=row["paper"], table=row["table"], source=row["source"]),
+        )
+        for row in table[table["quantity"] == "value"].to_dict("records") if row["metric"] in known
+    ]
 
-    for name in published.known():
-        table = published.rows(name)
-        for row in table[table["quantity"] == "value"].to_dict("records"):
-            yield Row(
-                model=str(row["model"]), method=str(row["method"]), prompts=Prompts(set=str(row["prompts"])),
-                metric=str(row["metric"]), higher_is_better=higher_is_better(str(row["metric"])),
-                value=float(row["value"]) / float(row["scale"]),
-                citation=Citation(paper=str(row["paper"]), table=str(row["table"]), source=str(row["source"])),
-            )
+
+def shown(
+    own: Path | None = None, *, with_published: bool = False, sort: str | None = None, top: int | None = None,
+    **wanted: str | None,
+) -> Arranged:
+    """What is to be shown: rows by model, method, prompts, metric (`wanted`), sorted.
+
+    Raises:
+        HarnessError: a broken row, or nothing to show.
+    """
+    found = rows(own) + (cited() if with_published else [])
+    if not found:
+        raise HarnessError("the leaderboard has no rows yet: `harness leaderboard --add RUN` adds those of a run")
+    return board.arrange(board.select(found, **wanted), sort, top)
+
+
+def write_page(arranged: Arranged, path: Path) -> Path:
+    """Writes the HTML page."""
+    write_atomic(path, page(board.lay_out(arranged, sources=True)).encode(), "--html")
+    return path
 
 
 def add(run_name: str, *, results: Path, own: Path | None = None) -> Added:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from harness.analysis import layout
 from harness.analysis.layout import Cell, Column, Table
 from harness.analysis.records import MetricInfo, Record
-from harness.benchmark import LABEL
+from harness.benchmark import LABEL, explain
 from harness.errors import HarnessError
 from harness.files import write_atomic, writing
 from harness.registry import nearest
@@ -30,7 +30,10 @@ Text = Annotated[str, Field(min_length=1, max_length=200)]
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 Cost = Annotated[float, Field(ge=0)]
 Key = tuple[Any, ...]
+Place = tuple[str, str, str]  # prompts, model, method, as shown
 COSTS = ("nfe", "flops", "seconds")
+CAPTION = "n: images; NFE: denoiser evaluations an image; s/image: seconds to generate one, on the device of the row."
+CI_CAPTION = " [95 % interval], prompts resampled (distribution metrics: prompts left out by jackknife)."
 MEASURED = ("n", "seeds", "metric_digest")  # and the prompts' n and selection
 
 
@@ -63,7 +66,7 @@ class Provenance(_Strict):
 class Citation(_Strict):
     """Where a published value was read."""
 
-    paper: Text
+    paper: Annotated[str, Field(min_length=1)]
     table: str
     source: str
 
@@ -146,19 +149,16 @@ def parse(line: str, place: str) -> Row:
         json.loads(line, object_pairs_hook=_once)
         return Row.model_validate_json(line)
     except json.JSONDecodeError as error:
-        raise HarnessError(f"{place}, column {error.colno}: not JSON: {error.msg}") from error
-    except RecursionError as error:
-        raise HarnessError(f"{place}: not a leaderboard row: nested too deeply") from error
+        raise HarnessError(f"{place}: not JSON: {error.msg} (character {error.colno})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        column = ".".join(str(part) for part in first["loc"])
-        said = {"missing": "this column is required", "extra_forbidden": "no such column"}.get(first["type"])
-        message = said or first["msg"].removeprefix("Value error, ")
-        given = "" if said or first["type"] == "value_error" else f", got {str(first['input'])[:80]!r}"
-        where = f"{place}, column {column}" if column else f"{place}, column"
-        raise HarnessError(f"{where}{': ' if column else ' '}{message}{given}") from error
-    except ValueError as error:  # of `_once`
-        raise HarnessError(f"{place}, column {error}") from error
+        raise HarnessError(explain(place, error, _keys_at)) from error
+    except (ValueError, RecursionError) as error:  # a column that stands there twice; lists in lists in lists
+        raise HarnessError(f"{place}: {error}") from error
+
+
+def _keys_at(place: tuple[Any, ...]) -> list[str]:
+    blocks: dict[str, type[_Strict]] = {"prompts": Prompts, "provenance": Provenance, "citation": Citation}
+    return sorted(blocks.get(str(place[0]) if place else "", Row).model_fields)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -270,6 +270,19 @@ def _label(row: Row, name: str) -> str:
     return row.prompts.set if name == "prompts" else str(getattr(row, name))
 
 
+@dataclass(frozen=True)
+class Arranged:
+    """Rows as they are shown: by place (prompts, model, method) the row of each column, places in order."""
+
+    places: dict[Place, dict[str, Row]]
+    metrics: dict[str, MetricInfo]  # by column
+
+    @property
+    def rows(self) -> list[Row]:
+        """All of them in order."""
+        return [row for columns in self.places.values() for row in columns.values()]
+
+
 @dataclass
 class Board:
     """A laid-out leaderboard; `cited` are the places of the rows that are published numbers."""
@@ -278,47 +291,55 @@ class Board:
     cited: set[int]
 
 
-def lay_out(
-    rows: Sequence[Row], *, sort: str | None = None, top: int | None = None, ci: bool = False, sources: bool = False
-) -> Board:
-    """A row a (prompts, model, method), a column a metric, then n, NFE and seconds per image.
+def arrange(rows: Sequence[Row], sort: str | None = None, top: int | None = None) -> Arranged:
+    """Rows that belong to one line together, lines in order.
 
     Args:
         sort: a metric, best first, or nfe, seconds or flops, least first, within each (prompts, model).
         top: only so many of each (prompts, model).
-        sources: a last column that says where each row comes from.
 
     Raises:
         HarnessError: `sort` is no column of these rows, or `top` without it.
     """
     columns = _columns(rows)
-    entries: dict[tuple[str, str, str], dict[str, Row]] = {}
+    places: dict[Place, dict[str, Row]] = {}
     for row in rows:
-        entries.setdefault(_place(row, entries, columns[row.key]), {})[columns[row.key]] = row
-    order = sorted(entries, key=lambda place: (place[0].casefold(), place[1].casefold()))
-    metrics = {columns[row.key]: MetricInfo(columns[row.key], "", higher_is_better=row.higher_is_better)
-               for row in rows}
+        places.setdefault(_place(row, places, columns[row.key]), {})[columns[row.key]] = row
+    metrics = {
+        columns[row.key]: MetricInfo(columns[row.key], "", higher_is_better=row.higher_is_better) for row in rows
+    }
+    order = sorted(places, key=lambda place: (place[0].casefold(), place[1].casefold()))
     if sort is not None:
         known = [*metrics, *COSTS]
         if sort not in known:
             raise HarnessError(f"--sort {sort}: no such column: {nearest(sort, known)}")
         sign = -1 if sort in metrics and metrics[sort].higher_is_better else 1
-        order.sort(key=lambda place: (place[:2], *_rank(entries[place], sort, sign)))
+        order.sort(key=lambda place: (place[:2], *_rank(places[place], sort, sign)))
     if top is not None:
         if sort is None:
             raise HarnessError("--top needs --sort COLUMN: best by what?")
-        order = [place for block in _blocks(order) for place in block[:top]]
-    chosen = [_record(place, column, row) for place in order for column, row in entries[place].items()]
-    judges = {record["method"]: record["metric"] for record in chosen if record.pop("judge")}
-    spec = layout.TableSpec(rows=("prompts", "model", "method"))
-    table = layout.lay_out(chosen, spec, metrics, judges, ci=ci)
-    table.title = "Leaderboard"
+        blocks = itertools.groupby(order, key=lambda place: place[:2])
+        order = [place for _, block in blocks for place in itertools.islice(block, top)]
+    return Arranged({place: places[place] for place in order}, metrics)
+
+
+def lay_out(arranged: Arranged, *, ci: bool = False, sources: bool = False) -> Board:
+    """A row a (prompts, model, method), a column a metric, then n, NFE and seconds per image.
+
+    Args:
+        sources: a last column that says where each row comes from.
+    """
+    metrics = arranged.metrics
+    records = [_record(place, *each) for place, rows in arranged.places.items() for each in rows.items()]
+    judges = {record["method"]: record["metric"] for record in records if record["judge"]}
+    table = layout.lay_out(records, layout.TableSpec(rows=("prompts", "model", "method")), metrics, judges, ci=ci)
+    table.title, table.caption = "Leaderboard", CAPTION + CI_CAPTION * ci
     cited = set()
-    for place, (labels, cells) in enumerate(table.rows):
-        mine = entries[labels[0], labels[1], labels[2]]
+    for number, (labels, cells) in enumerate(table.rows):
+        mine = arranged.places[labels[0], labels[1], labels[2]]
         one = next(iter(mine.values()))
         if one.citation is not None:
-            cited.add(place)
+            cited.add(number)
             mark = table.note(f"published: {_source(one)}")
             cells[len(metrics)] = Cell("–")  # n
             for cell, column in zip(cells, metrics, strict=False):
@@ -343,13 +364,13 @@ def _columns(rows: Sequence[Row]) -> dict[Key, str]:
     }
 
 
-def _place(row: Row, entries: Mapping[tuple[str, str, str], Mapping[str, Row]], column: str) -> tuple[str, str, str]:
+def _place(row: Row, places: Mapping[Place, Mapping[str, Row]], column: str) -> Place:
     """The labels under which a row is shown. A published method carries a dagger; where two rows would fall
     together (other prompts of the same number, two papers), the later gets a number."""
     mark = "" if row.citation is None else " †"
     for number in itertools.count(1):
         place = (prompts_text(row), row.model, row.method + mark + (f" ({number})" if number > 1 else ""))
-        there = entries.get(place, {})
+        there = places.get(place, {})
         if column not in there and all(_together(row, other) for other in there.values()):
             return place
     raise AssertionError
@@ -360,20 +381,16 @@ def _together(row: Row, other: Row) -> bool:
     return (row.key[:3], row.key[4:7], row.citation) == (other.key[:3], other.key[4:7], other.citation)
 
 
-def _rank(entry: Mapping[str, Row], sort: str, sign: int) -> tuple[bool, float]:
+def _rank(columns: Mapping[str, Row], sort: str, sign: int) -> tuple[bool, float]:
     """Best first, what has no value last."""
-    known = [getattr(row, sort) for row in entry.values()] if sort in COSTS else [
-        row.value for column, row in entry.items() if column == sort
-    ]
-    value = known[0] if known else None
+    if sort in COSTS:
+        value = getattr(next(iter(columns.values())), sort)
+    else:
+        value = columns[sort].value if sort in columns else None
     return value is None, 0.0 if value is None else sign * value
 
 
-def _blocks(order: Iterable[tuple[str, str, str]]) -> list[list[tuple[str, str, str]]]:
-    return [list(block) for _, block in itertools.groupby(order, key=lambda place: place[:2])]
-
-
-def _record(place: tuple[str, str, str], column: str, row: Row) -> Record:
+def _record(place: Place, column: str, row: Row) -> Record:
     """As `layout.lay_out` takes it."""
     return {
         "prompts": place[0], "model": place[1], "method": place[2], "group": None, "metric": column,
@@ -385,8 +402,7 @@ def _record(place: tuple[str, str, str], column: str, row: Row) -> Record:
 def _source(row: Row) -> str:
     """Where a row comes from, in a few words."""
     if row.citation is not None:
-        table = f", Table {row.citation.table}" if row.citation.table else ""
-        return f"{row.citation.paper}{table}"
+        return ", ".join(part for part in (row.citation.paper, row.citation.table) if part)
     known = row.provenance
     assert known is not None
     commit = f", commit {known.commit[:8]}" if known.commit else ""

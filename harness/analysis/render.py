@@ -34,7 +34,7 @@ def markdown(table: Table) -> str:
         return (f"**{body}**" if cell.rank == 1 else body) + _letters(cell)
 
     lines = [f"**{_pipe(table.title)}**", ""] if table.title else []
-    lines.append(line([*table.labels, *(_pipe(_head(column)) for column in table.columns)]))
+    lines.append(line([*table.labels, *(_pipe(head_text(column)) for column in table.columns)]))
     lines.append(line(["---"] * len(table.labels) + ["---:"] * len(table.columns)))
     lines += [line([*map(_pipe, labels), *map(text, cells)]) for labels, cells in table.rows]
     lines += ["", table.caption]
@@ -48,11 +48,11 @@ def latex(table: Table) -> str:
     def text(cell: Cell) -> str:
         body = _tex(cell.text)
         body = rf"\textbf{{{body}}}" if cell.rank == 1 else rf"\underline{{{body}}}" if cell.rank == 2 else body
-        return body + "".join(rf"\textsuperscript{{{_plain_letter(mark)}}}" for mark in cell.marks)
+        return body + "".join(rf"\textsuperscript{{{plain_letter(mark)}}}" for mark in cell.marks)
 
     arrows = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}
     head = [*map(_tex, table.labels), *(_tex(column.key) + arrows[column.direction] for column in table.columns)]
-    notes = [rf"\textsuperscript{{{_plain_letter(i)}}} {_tex(note)}" for i, note in enumerate(table.notes)]
+    notes = [rf"\textsuperscript{{{plain_letter(i)}}} {_tex(note)}" for i, note in enumerate(table.notes)]
     caption = _tex(f"{table.title}. {table.caption}" if table.title else table.caption)
     lines = [
         r"\begin{table}", r"\centering", rf"\caption{{{caption}}}",
@@ -90,10 +90,10 @@ def html(table: Table) -> str:
     def text(cell: Cell) -> str:
         body = esc(cell.text)
         body = f"<strong>{body}</strong>" if cell.rank == 1 else f"<u>{body}</u>" if cell.rank == 2 else body
-        return "<td>" + body + "".join(f"<sup>{_plain_letter(mark)}</sup>" for mark in cell.marks) + "</td>"
+        return "<td>" + body + "".join(f"<sup>{plain_letter(mark)}</sup>" for mark in cell.marks) + "</td>"
 
     caption = esc(f"{table.title}. {table.caption}" if table.title else table.caption)
-    head = [*table.labels, *(_head(column) for column in table.columns)]
+    head = [*table.labels, *(head_text(column) for column in table.columns)]
     lines = ["<table>", f"<caption>{caption}</caption>"]
     lines.append("<thead><tr>" + "".join(f"<th>{esc(name)}</th>" for name in head) + "</tr></thead>")
     lines.append("<tbody>")
@@ -101,7 +101,7 @@ def html(table: Table) -> str:
         line = [*(f"<th>{esc(label)}</th>" for label in labels), *map(text, cells)]
         lines.append("<tr>" + "".join(line) + "</tr>")
     lines += ["</tbody>", "</table>"]
-    lines += [f"<p><sup>{_plain_letter(i)}</sup> {esc(note)}</p>" for i, note in enumerate(table.notes)]
+    lines += [f"<p><sup>{plain_letter(i)}</sup> {esc(note)}</p>" for i, note in enumerate(table.notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -162,7 +162,7 @@ def _chunk(table: Table, shown: list[int], chosen: list[int]) -> rich.table.Tabl
     for i in shown:
         out.add_column(table.labels[i], no_wrap=True)
     for i in chosen:
-        head = _head(table.columns[i])
+        head = head_text(table.columns[i])
         texts = [len(cells[i].text) + len(cells[i].marks) for _, cells in table.rows]
         out.add_column(head if len(head) <= max(texts, default=0) else _broken(head), justify="right", no_wrap=True)
     for labels, cells in table.rows:
@@ -183,7 +183,7 @@ def _stacked(table: Table, shown: list[int]) -> rich.table.Table:
     for labels, cells in table.rows:
         out.add_row(Text(" ".join(labels[i] for i in shown), style="bold"), "")
         for column, cell in zip(table.columns, cells, strict=True):
-            out.add_row("  " + _head(column), _styled(cell))
+            out.add_row("  " + head_text(column), _styled(cell))
         out.add_section()
     return out
 
@@ -197,7 +197,8 @@ def _broken(head: str) -> str:
     return head.replace("-", "-\n")
 
 
-def _head(column: Column) -> str:
+def head_text(column: Column) -> str:
+    """A column's name with the arrow that says what is better."""
     return column.key + ARROWS[column.direction]
 
 
@@ -209,7 +210,8 @@ def _letters(cell: Cell) -> str:
     return "".join(_letter(mark) for mark in cell.marks)
 
 
-def _plain_letter(mark: int) -> str:
+def plain_letter(mark: int) -> str:
+    """A footnote's mark where superscripts are the format's own."""
     return "abcdefghijklmnoprstuvwxyz"[mark] if mark < len(LETTERS) else str(mark + 1)
 
 
