@@ -25,6 +25,9 @@ Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join
 Workers = Annotated[int | None, typer.Option(min=0, help="Workers to start; 0 runs in this process without Ray.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Ci = Annotated[bool, typer.Option("--ci", help="Show 95 % intervals (prompts resampled).")]
+Board = Annotated[
+    Path | None, typer.Option(help="The folder of your own leaderboard rows; default results/leaderboard.")
+]
 DEFAULT_RESULTS = Path("results/runs")
 
 
@@ -36,6 +39,12 @@ class Format(StrEnum):
     CSV = "csv"
     HTML = "html"
     JSON = "json"
+
+
+class Against(StrEnum):
+    """What a run is printed beside."""
+
+    LEADERBOARD = "leaderboard"
 
 
 class Kind(StrEnum):
@@ -58,6 +67,11 @@ def run(
     replace: Annotated[
         list[str] | None, typer.Option(help="Throw away what this label made before, then run it anew.")
     ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Run this noise stage or guidance of yours alone: 'FILE.py:NAME{PARAMETERS}'.")
+    ] = None,
+    against: Annotated[Against | None, typer.Option(help="Print the results among the leaderboard's rows.")] = None,
+    board: Board = None,
     ci: Ci = False,
     as_json: Json = False,
     results: Results = DEFAULT_RESULTS,
@@ -65,18 +79,28 @@ def run(
     """Plan, generate, score and tabulate a benchmark. The same command resumes it.
 
     harness run shapes
+
+    harness run shapes --method mine.py:Mine --against leaderboard
     """
     from harness import run as runner
 
     with Display() as display:
         outcome = runner.run(
             benchmark, results=results, display=display, limit=limit, workers=workers, address=address,
-            as_name=as_name, replace=tuple(replace or ()),
+            as_name=as_name, replace=tuple(replace or ()), method=method,
         )
     if as_json:
         typer.echo(json.dumps(outcome.records, indent=1))
-    else:
+    elif against is None:
         outcome.print_tables(ci)
+    else:
+        from harness import leaderboard as boards
+        from harness.analysis import leaderboard as rows
+        from harness.analysis import render
+
+        arranged, notes = boards.beside(outcome, board)
+        render.show([rows.lay_out(arranged, ci=ci).table])
+        typer.echo("\n".join(notes))
     _finish(outcome.failures)
 
 
@@ -162,9 +186,7 @@ def leaderboard(
     page: Annotated[Path | None, typer.Option("--html", help="Write one self-contained page to this file.")] = None,
     ci: Ci = False,
     as_json: Json = False,
-    board: Annotated[
-        Path | None, typer.Option(help="The folder of your own rows; default results/leaderboard.")
-    ] = None,
+    board: Board = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Print the standing table of results, or add a run to it.

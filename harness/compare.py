@@ -369,7 +369,7 @@ def _whole(
         return []
     cost = [float(source.rows(place)["nfe"].mean()) for source, place in ((b, pair.other), (a, pair.first))]
     return [comparison.plain_record(
-        head, info, found["first"], found["second"], low=found["low"], high=found["high"], n=found["n"],
+        head, label, info, found["first"], found["second"], low=found["low"], high=found["high"], n=found["n"],
         clusters=found["prompts"], nfe=cost[0], nfe_against=cost[1],
     )]
 
@@ -406,7 +406,7 @@ def _beside(first: _Side, other: _Side, pair: _Pair, head: Record, notes: list[s
         if scale != 1:
             said.append(f"{label}: ours times {scale:g}, as printed")
         records.append(comparison.plain_record(
-            head, replace(info, name=label, kind="published"), *values, nfe=two.get("nfe"), nfe_against=one.get("nfe"),
+            head, label, replace(info, kind="published"), *values, nfe=two.get("nfe"), nfe_against=one.get("nfe"),
             notes=said,
         ))
     return records

@@ -112,6 +112,51 @@ def add(run_name: str, *, results: Path, own: Path | None = None) -> Added:
     return Added(fresh, len(new) - len(fresh), notes)
 
 
+def beside(outcome: run.Outcome, own: Path | None = None) -> tuple[Arranged, list[str]]:
+    """A run's values among the leaderboard's rows of the same models, prompts, seeds and metrics; and why the other
+    rows of these prompts and models are left out."""
+    store, resolved = run.opened(str(outcome.root), outcome.root.parent)
+    mine = rows_of(store, resolved, outcome)
+    if not mine:
+        raise HarnessError("nothing was scored, so there is nothing to set beside the leaderboard")
+    kept: list[Row] = []
+    others: dict[str, list[Row]] = {}
+    for row in rows(own):
+        near = [other for other in mine if (other.model, other.prompts.set) == (row.model, row.prompts.set)]
+        if not near or row.key in {other.key for other in mine}:
+            continue
+        reasons = [_unlike(row, other) for other in near if other.metric == row.metric] or ["another metric"]
+        if "" in reasons:
+            kept.append(row)
+        else:
+            others.setdefault(reasons[0], []).append(row)
+    notes = [f"{len(some)} row{'s' * (len(some) > 1)} left out: {reason}" for reason, some in others.items()]
+    if any(not record["trained"] for record in outcome.records):
+        notes.insert(0, "random weights: the numbers of this run say nothing about a trained model")
+    return board.arrange([row.model_copy(update={"method": f"{row.method} (this run)"}) for row in mine] + kept), notes
+
+
+def _unlike(row: Row, mine: Row) -> str:
+    """Why a row of the leaderboard cannot stand beside one of a run; "" where it can."""
+    if row.provenance is None or mine.provenance is None:
+        return "published numbers, whose prompts and seeds are not known"
+    if row.prompts.selection != mine.prompts.selection:
+        if row.prompts.n != mine.prompts.n:
+            return f"other prompts of {row.prompts.set}: {row.prompts.n}, here {mine.prompts.n}"
+        return f"other prompts of {row.prompts.set}, though as many ({row.prompts.n})"
+    if (row.seeds, row.seeding) != (mine.seeds, mine.seeding):
+        return f"other seeds: {_seeds(row)}, here {_seeds(mine)}"
+    if row.provenance.model != mine.provenance.model:
+        return f"another model under the name {row.model!r}"
+    if row.metric_digest != mine.metric_digest:
+        return f"{row.metric} of another digest ({str(row.metric_digest)[:8]}, here {str(mine.metric_digest)[:8]})"
+    return ""
+
+
+def _seeds(row: Row) -> str:
+    return ", ".join(map(str, row.seeds or ())) + ("" if row.seeding == "identity" else f" ({row.seeding})")
+
+
 def _refuse(run_name: str, resolved: Resolved, outcome: run.Outcome) -> None:
     """Refuses a run that is no result: random weights, images still to be made."""
     problems = []

@@ -3,8 +3,7 @@
 What comes out is what a run is compared by (`definitions`) and what a worker is given (`harness.worker.Job`).
 """
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,16 +97,16 @@ class Resolved:
         }
 
 
-def resolve(benchmark: Benchmark, source: Path) -> Resolved:
+def resolve(benchmark: Benchmark, source: Path, folders: Sequence[str] = ()) -> Resolved:
     """Finds and checks everything that a benchmark names.
 
-    Users' own plug-ins are looked for beside the benchmark file and in the current folder.
+    Users' own plug-ins are looked for in `folders`, beside the benchmark file and in the current folder.
 
     Raises:
         HarnessError: all that is wrong, a line each, with file and key.
     """
-    search = tuple(dict.fromkeys([str(source.parent.resolve()), str(Path.cwd())]))
-    sys.path[:0] = [folder for folder in search if folder not in sys.path]
+    search = tuple(dict.fromkeys([*folders, str(source.parent.resolve()), str(Path.cwd())]))
+    registry.look_in(search)
     problems: list[str] = []
     models, prompts = {}, {}
     for label, spec in benchmark.models.items():

@@ -16,7 +16,7 @@ import yaml
 
 import harness
 from harness import benchmark as benchmarks
-from harness import registry
+from harness import own_method, registry
 from harness.analysis import tables
 from harness.benchmark import TableSpec, named
 from harness.display import Display
@@ -50,6 +50,7 @@ class Outcome:
     metrics: dict[str, tables.MetricInfo]
     judges: dict[str, str]
     failures: list[str] = field(default_factory=list)
+    root: Path = Path()  # the run folder
 
     def print_tables(self, ci: bool = False, groups: bool = False) -> None:
         """Prints every table of the benchmark on the terminal."""
@@ -67,9 +68,9 @@ class Outcome:
 
 def run(
     name: str, *, results: Path, display: Display, limit: int | None = None, workers: int | None = None,
-    address: str | None = None, as_name: str | None = None, replace: tuple[str, ...] = (),
+    address: str | None = None, as_name: str | None = None, replace: tuple[str, ...] = (), method: str | None = None,
 ) -> Outcome:
-    """Runs a benchmark, or what is left of it.
+    """Runs a benchmark, or what is left of it; with `method` (`harness.own_method`) that one alone, in its place.
 
     Raises:
         HarnessError: the request is wrong, or the run folder holds something else under one of its labels.
@@ -78,13 +79,17 @@ def run(
     benchmark = benchmarks.load(path).limited(limit)
     if as_name is not None:
         benchmark = benchmarks.parse(benchmark.model_dump(exclude_unset=True) | {"name": as_name}, "--as")
-    resolved = resolve(benchmark, path)
+    label: str | None = None
+    folders: tuple[str, ...] = ()
+    if method is not None:
+        benchmark, label, folders = own_method.add(benchmark, method)
+    resolved = resolve(benchmark, path, folders)
     store = Store(results / benchmark.name)
     store.sweep()
     _quarantine(store, display)
     _agree(store, resolved, replace)
-    cells = resolved.cells()
-    store.write_benchmark(_grown(store.read_benchmark(), resolved, path))
+    cells = [cell for cell in resolved.cells() if label in (None, cell.method)]
+    store.write_benchmark(_grown(store.read_benchmark(), resolved, path, folders))
     store.write_environment(_environment())
     store.log("run", benchmark=benchmark.name, samples=total(cells), limit=limit)
     with _Work(store, resolved, display, address, workers) as work:
@@ -127,12 +132,13 @@ def opened(run_name: str, results: Path, metrics: tuple[str, ...] = ()) -> tuple
         here = sorted(p.parent.name for p in results.glob("*/benchmark.yaml"))
         raise HarnessError(f"no run {run_name!r} under {results}: {registry.nearest(run_name, here)}")
     source = Path(kept.pop("source"))
+    folders = kept.pop("folders", [])
     kept.pop("definitions")
     entries = _by_name(kept.get("metrics", []))
     for name, entry in _by_name(_entry(text) for text in metrics).items():
         entries[name] = entries.get(name, entry) if isinstance(entry, str) else entry
     kept["metrics"] = list(entries.values())
-    return store, resolve(benchmarks.parse(kept, str(root / "benchmark.yaml")), source)
+    return store, resolve(benchmarks.parse(kept, str(root / "benchmark.yaml")), source, folders)
 
 
 def _entry(text: str) -> Any:
@@ -201,10 +207,14 @@ def _difference(old: Any, new: Any) -> str:
     return "\n".join(f"  {place}: was {before!r}, now {now!r}" for place, before, now in unequal(old, new))
 
 
-def _grown(kept: dict[str, Any] | None, resolved: Resolved, source: Path) -> dict[str, Any]:
+def _grown(
+    kept: dict[str, Any] | None, resolved: Resolved, source: Path, folders: Sequence[str] = ()
+) -> dict[str, Any]:
     """The benchmark that the run folder holds from now on: all that it held, and all that is asked for."""
     asked = resolved.benchmark.model_dump(mode="json", exclude_unset=True)
     asked |= {"source": str(source.resolve()), "definitions": resolved.definitions()}
+    known = {*folders, *(kept or {}).get("folders", [])}
+    asked |= {"folders": sorted(known)} if known else {}
     if kept is None:
         return asked
     grown = kept | asked
@@ -391,6 +401,7 @@ def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list
     records = tables.records(rows, kept, distribution, infos, trained)
     judges = {label: method.judge for label, method in resolved.methods.items() if method.judge}
     outcome = Outcome(records, resolved.benchmark.tables, rows, kept, infos, judges, failures)
+    outcome.root = store.root
     store.write_table("records.json", json.dumps(records, indent=1))
     for number, spec in enumerate(outcome.specs):
         store.write_table(f"table-{number}.md", tables.render(outcome, spec, "markdown", ci=True))

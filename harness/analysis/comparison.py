@@ -89,15 +89,15 @@ def paired_records(head: Record, pairs: pd.DataFrame, metrics: Mapping[str, Metr
     return found
 
 
-def plain_record(head: Record, info: MetricInfo, mean: float, other: float, **known: Any) -> Record:
-    """A record of a difference without pairs (a metric of whole cells, a published number): what `known` does not
-    give of the keys of `paired_records` is None."""
+def plain_record(head: Record, label: str, info: MetricInfo, mean: float, other: float, **known: Any) -> Record:
+    """A record of a difference without pairs (a metric of whole cells, a published number) by the metric `label`: what
+    `known` does not give of the keys of `paired_records` is None."""
     nothing = dict.fromkeys((
         "low", "high", "p", "n", "clusters", "win_rate", "win_low", "win_high", "wins", "ties", "losses",
         "effect_size", "prompts_needed", "nfe", "nfe_against",
     ))
     tail = {"kind": info.kind, "higher_is_better": info.higher_is_better}
-    value = {"metric": info.name, "mean": number(mean), "mean_against": number(other), "value": number(mean - other)}
+    value = {"metric": label, "mean": number(mean), "mean_against": number(other), "value": number(mean - other)}
     return head | value | nothing | tail | known
 
 
@@ -119,24 +119,24 @@ def lay_out(records: Sequence[Record], notes: Sequence[str]) -> Table:
     lower = dict.fromkeys(r["metric"] for r in records if not r["higher_is_better"])
     said = [*notes, *([f"Lower is better: {', '.join(lower)}."] if lower else [])]
     table = Table(LABELS, [Column(name) for name in columns], [], "\n".join([CAPTION, *said]), [], "Comparison")
-    digits = {
-        name: decimals([value for r in records if r["metric"] == name for value in (r["mean"], r["mean_against"])])
-        for name in dict.fromkeys(r["metric"] for r in records)
-    }
     for record in records:
-        table.rows.append(([str(record[name]) for name in LABELS], _cells(table, record, digits[record["metric"]])))
+        mine = [r for r in records if r["metric"] == record["metric"]]
+        means = decimals([r[key] for r in mine for key in ("mean", "mean_against")])
+        cells = _cells(table, record, means, decimals([r["value"] for r in mine]))
+        table.rows.append(([str(record[name]) for name in LABELS], cells))
     return table
 
 
-def _cells(table: Table, record: Record, digits: int) -> list[Cell]:
+def _cells(table: Table, record: Record, mean: int, digits: int) -> list[Cell]:
+    """`mean` and `digits` are the decimals of the means and of the difference."""
     ratio = record["nfe"] / record["nfe_against"] if record["nfe"] and record["nfe_against"] else None
     p = record["p_holm"]
     difference = fixed(record["value"], digits, sign=True)
     known = record["low"] is not None or record["kind"] != "published"
     wins = {"value": record["win_rate"], "low": record["win_low"], "high": record["win_high"]}
     cells = [
-        Cell(fixed(record["mean"], digits)),
-        Cell(fixed(record["mean_against"], digits)),
+        Cell(fixed(record["mean"], mean)),
+        Cell(fixed(record["mean_against"], mean)),
         Cell(difference + (interval(record, digits, sign=True) if known else ""), rank=int(p is not None and p < 0.05)),
         Cell(p_value(p)),
         Cell("–" if record["win_rate"] is None else fixed(record["win_rate"], 2) + interval(wins, 2)),

@@ -31,6 +31,7 @@ Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 Cost = Annotated[float, Field(ge=0)]
 Key = tuple[Any, ...]
 Place = tuple[str, str, str]  # prompts, model, method, as shown
+SOURCE = "source"  # the column that says where a row comes from
 COSTS = ("nfe", "flops", "seconds")
 CAPTION = "n: images; NFE: denoiser evaluations an image; s/image: seconds to generate one, on the device of the row."
 CI_CAPTION = " [95 % interval], prompts resampled (distribution metrics: prompts left out by jackknife)."
@@ -344,11 +345,12 @@ def lay_out(arranged: Arranged, *, ci: bool = False, sources: bool = False) -> B
             cells[len(metrics)] = Cell("–")  # n
             for cell, column in zip(cells, metrics, strict=False):
                 if column in mine:
+                    cell.text = cell.text.removesuffix(" [–]")
                     cell.marks.append(mark)
         if sources:
             cells.append(Cell(_source(one)))
     if sources:
-        table.columns.append(Column("source"))
+        table.columns.append(Column(SOURCE))
     return Board(table, cited)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from harness.analysis.layout import Cell, Column, decimals, interval
-from harness.analysis.leaderboard import Board
+from harness.analysis.leaderboard import SOURCE, Board
 from harness.analysis.render import head_text, plain_letter
 
 TEMPLATE = Path(__file__).with_name("leaderboard.html.j2")
@@ -32,8 +32,8 @@ def page(board: Board, title: str = "Leaderboard") -> str:
         }
         for place, (labels, cells) in enumerate(table.rows)
     ]
-    heads = [(label, "ascending") for label in table.labels]
-    heads += [(head_text(column), FIRST[column.direction]) for column in table.columns]
+    heads = [(label, "ascending", True) for label in table.labels]
+    heads += [(head_text(column), FIRST[column.direction], column.key == SOURCE) for column in table.columns]
     notes = [(plain_letter(place), note) for place, note in enumerate(table.notes)]
     return template.render(title=title, heads=heads, rows=rows, caption=table.caption, notes=notes)
 
@@ -41,7 +41,7 @@ def page(board: Board, title: str = "Leaderboard") -> str:
 def _cell(cell: Cell, column: Column, digits: int) -> dict[str, Any]:
     """`value` is what is sorted by: "" sorts last."""
     value = cell.raw.get("")
-    source = column.key == "source"
+    source = column.key == SOURCE
     known = cell.raw.get("low") is not None
     return {
         "value": cell.text if source else "" if value is None else repr(value), "text": cell.text, "source": source,
