@@ -41,12 +41,6 @@ class Format(StrEnum):
     JSON = "json"
 
 
-class Against(StrEnum):
-    """What a run is printed beside."""
-
-    LEADERBOARD = "leaderboard"
-
-
 class Kind(StrEnum):
     """What `harness list` knows."""
 
@@ -55,6 +49,12 @@ class Kind(StrEnum):
     METRICS = "metrics"
     PROMPTS = "prompts"
     BENCHMARKS = "benchmarks"
+
+
+class Against(StrEnum):
+    """What a run is printed beside."""
+
+    LEADERBOARD = "leaderboard"
 
 
 @app.command()
@@ -96,10 +96,10 @@ def run(
     else:
         from harness import leaderboard as boards
         from harness.analysis import leaderboard as rows
-        from harness.analysis import render
+        from harness.analysis import tables
 
         arranged, notes = boards.beside(outcome, board)
-        render.show([rows.lay_out(arranged, ci=ci).table])
+        tables.show_tables([rows.lay_out(arranged, ci=ci).table])
         typer.echo("\n".join(notes))
     _finish(outcome.failures)
 
@@ -164,11 +164,11 @@ def compare(
     harness compare shapes/cfg-3 shapes/best-of-6
     """
     from harness import compare as comparing
-    from harness.analysis import render
+    from harness.analysis import tables
 
     found = comparing.compare(sides, results=results, anyway=anyway)
     if form is None:
-        render.show([found.table()])
+        tables.show_tables([found.table()])
     else:
         typer.echo(found.render(form.value))
 
@@ -197,7 +197,7 @@ def leaderboard(
     """
     from harness import leaderboard as boards
     from harness.analysis import leaderboard as layout
-    from harness.analysis import render
+    from harness.analysis import tables
 
     if add is not None:
         typer.echo(boards.add(add, results=results, own=board).text())
@@ -210,7 +210,7 @@ def leaderboard(
     elif as_json:
         typer.echo("[" + ",\n".join(row.line() for row in chosen.rows) + "]")
     else:
-        render.show([layout.lay_out(chosen, ci=ci).table])
+        tables.show_tables([layout.lay_out(chosen, ci=ci).table])
 
 
 @app.command("list")

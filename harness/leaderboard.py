@@ -27,6 +27,7 @@ OWN = Path("results/leaderboard")
 class Added:
     """What `add` did: the rows that are new, how many were there already, and what is to be said."""
 
+    folder: Path
     rows: list[Row]
     known: int
     notes: list[str]
@@ -34,7 +35,7 @@ class Added:
     def text(self) -> str:
         """For people."""
         there = f", {self.known} were there already" if self.known else ""
-        return "\n".join([f"{len(self.rows)} rows added{there}", *(f"  {note}" for note in self.notes)])
+        return "\n".join([f"{len(self.rows)} rows added to {self.folder}{there}", *(f"  {note}" for note in self.notes)])
 
 
 def boards(own: Path | None = None) -> list[Path]:
@@ -107,9 +108,10 @@ def add(run_name: str, *, results: Path, own: Path | None = None) -> Added:
         if record["group"] is None and record["value"] is None:
             notes.append(f"{place}: not added: {record['reason']}")
         elif record["group"] is None and record["failed"]:
-            notes.append(f"{place}: {record['failed']} images without a value: {record['reason']}")
+            images = f"{record['failed']} image{'s' * (record['failed'] > 1)}"
+            notes.append(f"{place}: {images} without a value: {record['reason']}")
     notes += [f"{row.text}: marked, as the method chooses by this metric itself" for row in fresh if row.judge]
-    return Added(fresh, len(new) - len(fresh), notes)
+    return Added(folder, fresh, len(new) - len(fresh), notes)
 
 
 def beside(outcome: run.Outcome, own: Path | None = None) -> tuple[Arranged, list[str]]:

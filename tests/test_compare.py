@@ -242,23 +242,3 @@ def test_every_format_of_the_command_holds_the_difference(folder: Path, capsys: 
     assert [float(row["value"]) for row in rows] == [r["value"] for r in records]
     code, _, err = harness(capsys, "compare", "base", "--results", str(folder / "results"))
     assert (code, "two or more" in err) == (2, True)
-
-
-def test_the_means_of_a_grouped_metric_are_those_of_its_groups() -> None:
-    from harness.analysis.records import MetricInfo
-
-    pairs = pd.DataFrame({
-        "prompt_id": list("abcd"), "category": ["x", "x", "x", "y"], "metric": "m", "nfe": 1, "nfe_against": 1,
-        "value": [1.0, 1, 1, 0], "value_against": [0.0, 1, 1, 0],
-    })
-    info = {"m": MetricInfo("m", "", aggregation="mean_of_groups")}
-    (record,) = comparison.paired_records({}, pairs, info)
-    assert (record["mean"], record["mean_against"]) == (0.5, pytest.approx(1 / 3))
-    assert record["value"] == pytest.approx(1 / 6)
-
-
-def test_holm_runs_over_the_methods_of_a_metric() -> None:
-    head = {"model": "m", "prompts": "p", "metric": "x"}
-    found = comparison.adjust([head | {"p": 0.01}, head | {"p": 0.04}, head | {"p": None},
-                               head | {"metric": "y", "p": 0.03}])
-    assert [r["p_holm"] for r in found] == pytest.approx([0.02, 0.04, None, 0.03])

@@ -122,7 +122,7 @@ def test_rows_without_a_value_are_told(folder: Path) -> None:
     part.write_bytes(serialised(pa.Table.from_pandas(scores, SCORES, preserve_index=False)))
     added = add(folder, "holes", to="holes")
     assert [row.n for row in added.rows] == [5]
-    assert added.notes == ["plain by brightness (sd on things): 1 images without a value: the metric stumbled"]
+    assert added.notes == ["plain by brightness (sd on things): 1 image without a value: the metric stumbled"]
 
     scores["value"], scores["error"] = None, "the metric stumbled"
     part.write_bytes(serialised(pa.Table.from_pandas(scores, SCORES, preserve_index=False)))

@@ -341,12 +341,11 @@ def lay_out(arranged: Arranged, *, ci: bool = False, sources: bool = False) -> B
         one = next(iter(mine.values()))
         if one.citation is not None:
             cited.add(number)
-            mark = table.note(f"published: {_source(one)}")
             cells[len(metrics)] = Cell("–")  # n
             for cell, column in zip(cells, metrics, strict=False):
                 if column in mine:
                     cell.text = cell.text.removesuffix(" [–]")
-                    cell.marks.append(mark)
+                    cell.marks += [] if sources else [table.note(f"published: {_source(one)}")]
         if sources:
             cells.append(Cell(_source(one)))
     if sources:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import html as html_text
 import io
-from collections.abc import Iterable
 
 import rich.measure
 import rich.table
@@ -128,15 +127,6 @@ def terminal(table: Table, width: int = 100) -> Group:
         parts = [_stacked(table, shown)]
     parts[0].title = title
     return Group(*parts, Text(notes))
-
-
-def show(tables: Iterable[Table], console: Console | None = None) -> None:
-    """Prints tables. Where standard output is no terminal, no line is folded to its width."""
-    console = console or Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    for table in tables:
-        console.print(terminal(table, console.width))
 
 
 def _units(columns: list[Column]) -> list[list[int]]:

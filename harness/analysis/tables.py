@@ -84,5 +84,14 @@ def _wide(outcome: Outcome, spec: Spec, groups: bool) -> Table:
 def show(
     outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = False, console: Console | None = None
 ) -> None:
-    """Prints the tables of a spec."""
-    formats.show(laid_out(outcome, spec, ci=ci, groups=groups), console)
+    """Prints the tables of a spec. Where standard output is no terminal, no line is folded to its width."""
+    show_tables(laid_out(outcome, spec, ci=ci, groups=groups), console)
+
+
+def show_tables(tables: Sequence[Table], console: Console | None = None) -> None:
+    """Prints tables as `show` does."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    for table in tables:
+        console.print(formats.terminal(table, console.width))
