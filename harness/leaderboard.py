@@ -35,7 +35,8 @@ class Added:
     def text(self) -> str:
         """For people."""
         there = f", {self.known} were there already" if self.known else ""
-        return "\n".join([f"{len(self.rows)} rows added to {self.folder}{there}", *(f"  {note}" for note in self.notes)])
+        lines = [f"{len(self.rows)} rows added to {self.folder}{there}", *(f"  {note}" for note in self.notes)]
+        return "\n".join(lines)
 
 
 def boards(own: Path | None = None) -> list[Path]:

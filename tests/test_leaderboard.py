@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from harness import leaderboard, own_method
 from harness.analysis import leaderboard as board
 from harness.analysis import published
 from harness.errors import HarnessError
+from harness.run import table
 from tests.command import harness
 from tests.small import small_benchmark, small_folder, small_run
 
@@ -174,11 +176,11 @@ def test_published_numbers_are_mixed_in_at_our_scale(
     assert "stable †" in out
     assert "published: Not All Noises Are Created Equally" in out
     found = json.loads(harness(capsys, "leaderboard", *options, *arguments, "--json")[1])
-    table = published.rows("noise-selection-table1").set_index(["method", "prompts", "metric"])
+    printed = published.rows("noise-selection-table1").set_index(["method", "prompts", "metric"])
     cited = [row for row in found if row["citation"]["table"] == "noise-selection-table1"]
     assert cited
     for row in cited:
-        line = table.loc[(row["method"], "drawbench", row["metric"])]
+        line = printed.loc[(row["method"], "drawbench", row["metric"])]
         assert row["value"] * line["scale"] == pytest.approx(line["value"])
         assert "n" not in row
 
@@ -212,27 +214,34 @@ def test_a_new_method_is_run_alone_and_stands_beside_the_board(
     assert (code, "Mine" in out) == (0, True)
 
 
+FOREIGN = board.Prompts(set="things", n=6, selection="0" * 64)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"metrics": [{"small_plugins:Brightness": {"offset": 1.0}}]}, "3 rows left out: brightness of another digest"),
-        ({"prompts": FEW}, "rows left out: other prompts of things: 6, here 2"),
-        ({"prompts": {"things": {"set": "things", "path": "changed.txt"}}}, "of things, though as many (6)"),
-        ({"seeds": [0]}, "other seeds: 0, 1, here 0"),
-        ({"seeding": "literal"}, "other seeds: 0, 1, here 0, 1 (literal)"),
-        ({"models": {"sd": {"family": "stable_diffusion", "weights": "other"}}}, "another model under the name 'sd'"),
+        ({"metric_digest": "0" * 64}, "brightness of another digest (00000000, here "),
+        ({"prompts": FOREIGN.model_copy(update={"n": 7})}, "other prompts of things: 7, here 6"),
+        ({"prompts": FOREIGN}, "other prompts of things, though as many (6)"),
+        ({"seeds": (0,)}, "other seeds: 0, here 0, 1"),
+        ({"seeding": "literal"}, "other seeds: 0, 1 (literal), here 0, 1"),
+        ({"model": "another"}, "another model under the name 'sd'"),
+        ({"metric": "shine"}, "another metric"),
+        ({}, ""),
     ],
 )
 def test_rows_that_cannot_stand_beside_it_are_left_out_with_the_reason(
-    folder: Path, change: dict[str, object], reason: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path, change: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(folder)
-    name = reason.translate({ord(c): "-" for c in " ,:()'"})[:40].strip("-")
-    outcome = small_run(folder, name, **{"methods": {"cfg": {}}, "tables": [],
-                                         "metrics": ["small_plugins:Brightness"]} | change)
-    arranged, notes = leaderboard.beside(outcome, folder / "board")
-    assert [place[2] for place in arranged.places] == ["cfg (this run)"]
-    assert any(reason in note for note in notes), notes
+    row = next(row for row in rows(folder) if (row.method, row.metric) == ("plain", "brightness"))
+    if "model" in change:
+        change = {"provenance": row.provenance.model_copy(update={"model": "0" * 64})}  # type: ignore[union-attr]
+    board.add(tmp_path, [row.model_copy(update={"method": "theirs"} | change)])
+    arranged, notes = leaderboard.beside(table("base", results=folder / "results"), tmp_path)
+    shown = [place[2] for place in arranged.places]
+    assert {"plain (this run)", "cfg (this run)", "best (this run)"} <= {*shown}
+    assert ("theirs" in shown) == (reason == "")
+    assert notes == [] if reason == "" else notes[0].startswith(f"1 row left out: {reason}")
 
 
 @pytest.fixture
