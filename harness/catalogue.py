@@ -3,9 +3,7 @@
 import dataclasses
 from typing import Any
 
-import yaml
-
-from harness import benchmark, prompts, registry
+from harness import benchmark, manifest, registry
 
 
 def entries(kind: str, parameters: bool = True) -> list[dict[str, Any]]:
@@ -16,7 +14,7 @@ def entries(kind: str, parameters: bool = True) -> list[dict[str, Any]]:
     if kind == "benchmarks":
         return [_benchmark(name) for name in sorted(benchmark.known())]
     if kind == "prompts":
-        return [_prompt_set(name) for name in sorted(prompts.known())]
+        return [_prompt_set(name) for name in sorted(manifest.known())]
     if kind == "methods":
         nouns = ("noise", "guidance")
         return [_plug_in(noun, name, parameters) | {"kind": noun} for noun in nouns for name in registry.names(noun)]
@@ -49,9 +47,9 @@ def _benchmark(name: str) -> dict[str, Any]:
 
 
 def _prompt_set(name: str) -> dict[str, Any]:
-    manifest = yaml.safe_load(prompts.known()[name].read_text(encoding="utf-8"))
-    here = (prompts.known()[name].parent / manifest["file"]).is_file()
+    found = manifest.load(name)
+    here = all((found.folder / file.path).is_file() for file in found.files)
     return {
-        "name": name, "about": manifest["title"], "rows": manifest["rows"], "licence": manifest["licence"],
-        "source": manifest["source"], "here": here,
+        "name": name, "about": found.title, "rows": found.rows, "licence": found.licence, "source": found.source,
+        "here": here,
     }

@@ -180,7 +180,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('trained, mode="bicubic")', 'trained, mode="bilinear")'),
         ("last_hidden_state[:, 0]", "last_hidden_state[:, 1]"),
         ('mode="bicubic", antialias=True', 'mode="bicubic"'),
-        ("Image.Resampling.BICUBIC", "Image.Resampling.LANCZOS"),
+        ("unit(bicubic(images, SIZE, SIZE))", "torch_resize(images)"),
     ],
     ("metrics/cmmd.py", "tests/metrics/test_dinov2_cmmd.py"): [
         ("top, left = (height - edge) // 2", "top, left = (height - edge + 1) // 2"),
@@ -432,7 +432,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("metrics/geneval.py", "tests/metrics/test_geneval.py"): [
         ("float(not reasons)", "float(len(reasons))"),
-        ("self._detect(image, above), above)", "self._detect(image, above), 0.9)"),
+        ("(image, above), above)", "(image, above), 0.9)"),
         ("if prompt.truth is None:", "if False:"),
     ],
     ("metrics/imagereward.py", "tests/metrics/test_imagereward.py"): [

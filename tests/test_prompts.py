@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import prompts
+from harness import prompt_files, prompts
 from harness.benchmark import PromptSpec
 from harness.errors import HarnessError
 
@@ -17,7 +17,7 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 def read(tmp_path: Path, name: str, content: str | bytes) -> list[prompts.Prompt]:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return prompts.read_file(path, path.suffix[1:], {})
+    return prompt_files.read_file(path, path.suffix[1:], {})
 
 
 def test_each_format_gives_texts_and_ids(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_larger_sample_contains_the_smaller(a: int, b: int) -> None:
 def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("p") / "a.jsonl"
     path.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts), encoding="utf-8")
-    assert [p.text for p in prompts.read_file(path, "jsonl", {})] == texts
+    assert [p.text for p in prompt_files.read_file(path, "jsonl", {})] == texts
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real prompt files are not beside this checkout")
