@@ -25,6 +25,9 @@ Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join
 Workers = Annotated[int | None, typer.Option(min=0, help="Workers to start; 0 runs in this process without Ray.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Ci = Annotated[bool, typer.Option("--ci", help="Show 95 % intervals (prompts resampled).")]
+Board = Annotated[
+    Path | None, typer.Option(help="The folder of your own leaderboard rows; default results/leaderboard.")
+]
 DEFAULT_RESULTS = Path("results/runs")
 
 
@@ -56,6 +59,12 @@ class Kind(StrEnum):
     BENCHMARKS = "benchmarks"
 
 
+class Against(StrEnum):
+    """What a run is printed beside."""
+
+    LEADERBOARD = "leaderboard"
+
+
 @app.command()
 def run(
     benchmark: Annotated[str, typer.Argument(help="A benchmark's name or the path of its YAML file.")],
@@ -69,6 +78,11 @@ def run(
     accept: Annotated[
         list[str] | None, typer.Option(help="Take another file for this label of the prompts than its set names.")
     ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Run this noise stage or guidance of yours alone: 'FILE.py:NAME{PARAMETERS}'.")
+    ] = None,
+    against: Annotated[Against | None, typer.Option(help="Print the results among the leaderboard's rows.")] = None,
+    board: Board = None,
     ci: Ci = False,
     as_json: Json = False,
     results: Results = DEFAULT_RESULTS,
@@ -76,18 +90,28 @@ def run(
     """Plan, generate, score and tabulate a benchmark. The same command resumes it.
 
     harness run shapes
+
+    harness run shapes --method mine.py:Mine --against leaderboard
     """
     from harness import run as runner
 
     with Display() as display:
         outcome = runner.run(
             benchmark, results=results, display=display, limit=limit, workers=workers, address=address,
-            as_name=as_name, replace=tuple(replace or ()), accept=tuple(accept or ()),
+            as_name=as_name, replace=tuple(replace or ()), accept=tuple(accept or ()), method=method,
         )
     if as_json:
         typer.echo(outcome.render("json"))
-    else:
+    elif against is None:
         outcome.print_tables(ci)
+    else:
+        from harness import leaderboard as boards
+        from harness.analysis import leaderboard as rows
+        from harness.analysis import tables
+
+        arranged, notes = boards.beside(outcome, board)
+        tables.show_tables([rows.lay_out(arranged, ci=ci).table])
+        typer.echo("\n".join(notes))
     _finish(outcome.failures)
 
 
@@ -148,6 +172,71 @@ def table(
         outcome.print_tables(ci, groups)
     else:
         typer.echo(outcome.render(form.value, ci, groups))
+
+
+@app.command()
+def compare(
+    sides: Annotated[
+        list[str], typer.Argument(metavar="A B...", help="Runs, methods as RUN/METHOD, or published:NAME[/METHOD].")
+    ],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare the common pairs of what is not comparable, and say so.")
+    ] = False,
+    form: Annotated[Format | None, typer.Option("--format", help="Default: for reading on a terminal.")] = None,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Compare runs or methods, paired by prompt and seed, with the first, or set them beside published numbers.
+
+    harness compare shapes/cfg-3 shapes/best-of-6
+    """
+    from harness import compare as comparing
+    from harness.analysis import tables
+
+    found = comparing.compare(sides, results=results, anyway=anyway)
+    if form is None:
+        tables.show_tables([found.table()])
+    else:
+        typer.echo(found.render(form.value))
+
+
+@app.command()
+def leaderboard(
+    add: Annotated[str | None, typer.Option(metavar="RUN", help="Add a run's values, by name or folder.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model; * stands for anything.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only this method.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Only this prompt set.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Only this metric.")] = None,
+    sort: Annotated[str | None, typer.Option(help="By a metric (best first), nfe, seconds or flops.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Only so many of each model and prompts.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Mix in what papers published, marked.")] = False,
+    page: Annotated[Path | None, typer.Option("--html", help="Write one self-contained page to this file.")] = None,
+    ci: Ci = False,
+    as_json: Json = False,
+    board: Board = None,
+    results: Results = DEFAULT_RESULTS,
+) -> None:
+    """Print the standing table of results, or add a run to it.
+
+    harness leaderboard --prompts shapes --sort geneval-shapes
+
+    harness leaderboard --add shapes
+    """
+    from harness import leaderboard as boards
+    from harness.analysis import leaderboard as layout
+    from harness.analysis import tables
+
+    if add is not None:
+        typer.echo(boards.add(add, results=results, own=board).text())
+        return
+    chosen = boards.shown(
+        board, with_published=published, model=model, method=method, prompts=prompts, metric=metric, sort=sort, top=top
+    )
+    if page is not None:
+        typer.echo(boards.write_page(chosen, page))
+    elif as_json:
+        typer.echo("[" + ",\n".join(row.line() for row in chosen.rows) + "]")
+    else:
+        tables.show_tables([layout.lay_out(chosen, ci=ci).table])
 
 
 @app.command("list")

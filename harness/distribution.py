@@ -65,6 +65,33 @@ def distribution_values(
     return [found[label, place] for label in metrics for place in places]
 
 
+def paired_distances(
+    metric: DistributionMetric, first: tuple[Store, Cell], second: tuple[Store, Cell],
+    pairs: Collection[tuple[str, int]],
+) -> dict[str, Any]:
+    """The distances of two cells, which may stand in two runs, on the `pairs` (prompt id, seed) that have features
+    on both sides: first, second, value (first - second), low, high, n, prompts.
+
+    Raises:
+        ValueError: there are none, or too few.
+    """
+    found = []
+    for store, cell in (first, second):
+        ids, features = store.read_features(metric.shelf, model=cell.model, method=cell.method, prompts=cell.prompts)
+        row = {sample: place for place, sample in enumerate(ids)}
+        known = {pair: row[cell.sample_id(*pair)] for pair in pairs if cell.sample_id(*pair) in row}
+        found.append((features, known))
+    common = sorted(set(found[0][1]) & set(found[1][1]))
+    if not common:
+        raise ValueError("no (prompt, seed) has features on both sides")
+    prompts = [prompt for prompt, _ in common]
+    one, other = (features[[known[pair] for pair in common]] for features, known in found)
+    reference = metric.reference()
+    value, low, high = metric.difference((one, prompts), (other, prompts), reference)
+    distances = {"first": metric.distance(one, reference), "second": metric.distance(other, reference)}
+    return {**distances, "value": value, **_ends(low, high), "n": len(common), "prompts": len(set(prompts))}
+
+
 def _estimates(
     store: Store, places: dict[_Place, Cell], shelf: str, metrics: dict[str, DistributionMetric], baselines: int
 ) -> Callable[[_Place, str], _Estimate]:

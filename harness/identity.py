@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -19,6 +20,15 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`, in hex."""
     return hashlib.sha256(canonical_json(value).encode("utf-8")).hexdigest()
+
+
+def unequal(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The leaves in which two structures differ: (where, the one, the other), keys joined by dots."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted({*one, *other}):
+            yield from unequal(one.get(key), other.get(key), f"{place}.{key}".lstrip("."))
+    elif one != other:
+        yield place, one, other
 
 
 def sample_id(

@@ -3,8 +3,7 @@
 What comes out is what a run is compared by (`definitions`) and what a worker is given (`harness.worker.Job`).
 """
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,15 +116,15 @@ class Resolved:
         }
 
 
-def resolve(benchmark: Benchmark, source: Path) -> Resolved:
+def resolve(benchmark: Benchmark, source: Path, folders: Sequence[str] = ()) -> Resolved:
     """Finds and checks everything that a benchmark names.
 
-    Users' own plug-ins are looked for beside the benchmark file and in the current folder.
+    Users' own plug-ins are looked for in `folders`, beside the benchmark file and in the current folder.
 
     Raises:
         HarnessError: all that is wrong or not on this machine, a line each, with file and key.
     """
-    return _resolve(benchmark, source, fetch=True)
+    return _resolve(benchmark, source, fetch=True, folders=folders)
 
 
 def survey(benchmark: Benchmark, source: Path) -> Resolved:
@@ -137,9 +136,9 @@ def survey(benchmark: Benchmark, source: Path) -> Resolved:
     return _resolve(benchmark, source, fetch=False)
 
 
-def _resolve(benchmark: Benchmark, source: Path, fetch: bool) -> Resolved:
-    search = tuple(dict.fromkeys([str(source.parent.resolve()), str(Path.cwd())]))
-    sys.path[:0] = [folder for folder in search if folder not in sys.path]
+def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[str] = ()) -> Resolved:
+    search = tuple(dict.fromkeys([*folders, str(source.parent.resolve()), str(Path.cwd())]))
+    registry.look_in(search)
     problems: list[str] = []
     lacking: dict[str, str] = {}
     models, prompts = {}, {}

@@ -17,15 +17,15 @@ import yaml
 
 import harness
 from harness import benchmark as benchmarks
+from harness import own_method, registry
 from harness import prompts as prompt_sets
-from harness import registry
 from harness.analysis import published, tables
 from harness.benchmark import Benchmark, TableSpec, named
 from harness.display import Display
 from harness.distribution import distribution_values
 from harness.engine import Engine, open_engine
 from harness.errors import HarnessError
-from harness.identity import digest
+from harness.identity import digest, unequal
 from harness.job import Job, MethodJob, MetricJob, ModelJob, Slot
 from harness.metrics.base import DistributionMetric, PairedMetric
 from harness.plan import Cell, shards, total
@@ -54,6 +54,7 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
     published: pd.DataFrame | None = None  # rows of harness.analysis.published
     candidates: dict[str, int] = field(default_factory=dict)  # by method that only samples: how many noises
+    root: Path = Path()  # the run folder
 
     def print_tables(self, ci: bool = False, groups: bool = False) -> None:
         """Prints every table of the benchmark on the terminal."""
@@ -72,9 +73,11 @@ class Outcome:
 def run(
     name: str, *, results: Path, display: Display, limit: int | None = None, workers: int | None = None,
     address: str | None = None, as_name: str | None = None, replace: tuple[str, ...] = (),
-    accept: tuple[str, ...] = (),
+    accept: tuple[str, ...] = (), method: str | None = None,
 ) -> Outcome:
-    """Runs a benchmark, or what is left of it. `accept` names labels of prompts whose files are taken as they are.
+    """Runs a benchmark, or what is left of it; with `method` (`harness.own_method`) that one alone, in its place.
+
+    `accept` names labels of prompts whose files are taken as they are.
 
     Raises:
         HarnessError: the request is wrong, or the run folder holds something else under one of its labels.
@@ -84,19 +87,23 @@ def run(
     if as_name is not None:
         benchmark = benchmarks.parse(benchmark.model_dump(exclude_unset=True) | {"name": as_name}, "--as")
     benchmark = _accepting(benchmark, accept, path, display)
-    resolved = resolve(benchmark, path)
+    label: str | None = None
+    folders: tuple[str, ...] = ()
+    if method is not None:
+        benchmark, label, folders = own_method.add(benchmark, method)
+    resolved = resolve(benchmark, path, folders)
     store = Store(results / benchmark.name)
     store.sweep()
     _quarantine(store, display)
     _agree(store, resolved, replace)
-    cells = resolved.cells()
-    store.write_benchmark(_grown(store.read_benchmark(), resolved, path))
+    cells = [cell for cell in resolved.cells() if label in (None, cell.method)]
+    store.write_benchmark(_grown(store.read_benchmark(), resolved, path, folders))
     store.write_environment(_environment())
     store.log("run", benchmark=benchmark.name, samples=total(cells), limit=limit)
     with _Work(store, resolved, display, address, workers) as work:
         _generate(work, cells)
         _score(work, cells)
-    return _tabulate(store, resolved, cells, work.failures)
+    return tabulate(store, resolved, cells, work.failures)
 
 
 def _accepting(benchmark: Benchmark, accept: tuple[str, ...], path: Path, display: Display) -> Benchmark:
@@ -121,23 +128,28 @@ def score(
     address: str | None = None,
 ) -> Outcome:
     """Scores what a run has generated, with `metrics` beside its own."""
-    store, resolved = _opened(run_name, results, metrics)
+    store, resolved = opened(run_name, results, metrics)
     _quarantine(store, display)
     kept = store.read_benchmark()
     assert kept is not None
     store.write_benchmark(_grown(kept, resolved, Path(kept["source"])))
     with _Work(store, resolved, display, address, workers) as work:
         _score(work, resolved.cells())
-    return _tabulate(store, resolved, resolved.cells(), work.failures)
+    return tabulate(store, resolved, resolved.cells(), work.failures)
 
 
 def table(run_name: str, *, results: Path) -> Outcome:
     """The tables of a run as it stands; nothing is generated or scored."""
-    store, resolved = _opened(run_name, results)
-    return _tabulate(store, resolved, resolved.cells(), [])
+    store, resolved = opened(run_name, results)
+    return tabulate(store, resolved, resolved.cells(), [])
 
 
-def _opened(run_name: str, results: Path, metrics: tuple[str, ...] = ()) -> tuple[Store, Resolved]:
+def opened(run_name: str, results: Path, metrics: tuple[str, ...] = ()) -> tuple[Store, Resolved]:
+    """The folder of a run, and its benchmark as it resolves now, with `metrics` beside its own.
+
+    Raises:
+        HarnessError: there is no such run, or what its benchmark names is no longer here.
+    """
     root = Path(run_name) if (Path(run_name) / "benchmark.yaml").is_file() else results / run_name
     store = Store(root)
     kept = store.read_benchmark()
@@ -145,12 +157,13 @@ def _opened(run_name: str, results: Path, metrics: tuple[str, ...] = ()) -> tupl
         here = sorted(p.parent.name for p in results.glob("*/benchmark.yaml"))
         raise HarnessError(f"no run {run_name!r} under {results}: {registry.nearest(run_name, here)}")
     source = Path(kept.pop("source"))
+    folders = kept.pop("folders", [])
     kept.pop("definitions")
     entries = _by_name(kept.get("metrics", []))
     for name, entry in _by_name(_entry(text) for text in metrics).items():
         entries[name] = entries.get(name, entry) if isinstance(entry, str) else entry
     kept["metrics"] = list(entries.values())
-    return store, resolve(benchmarks.parse(kept, str(root / "benchmark.yaml")), source)
+    return store, resolve(benchmarks.parse(kept, str(root / "benchmark.yaml")), source, folders)
 
 
 def _entry(text: str) -> Any:
@@ -219,21 +232,22 @@ def _same_texts(store: Store, resolved: Resolved) -> None:
                 )
 
 
-def _difference(old: Any, new: Any, place: str = "") -> str:
+def _difference(old: Any, new: Any) -> str:
     """The leaves in which two definitions differ, a line each."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = [_difference(old.get(key), new.get(key), f"{place}.{key}".lstrip(".")) for key in sorted({*old, *new})]
-        return "\n".join(line for line in lines if line)
-    return "" if old == new else f"  {place}: was {old!r}, now {new!r}"
+    return "\n".join(f"  {place}: was {before!r}, now {now!r}" for place, before, now in unequal(old, new))
 
 
-def _grown(kept: dict[str, Any] | None, resolved: Resolved, source: Path) -> dict[str, Any]:
+def _grown(
+    kept: dict[str, Any] | None, resolved: Resolved, source: Path, folders: Sequence[str] = ()
+) -> dict[str, Any]:
     """The benchmark that the run folder holds from now on: all that it held, and all that is asked for."""
     asked = resolved.benchmark.model_dump(mode="json", exclude_unset=True)
     asked |= {"source": str(source.resolve()), "definitions": resolved.definitions()}
     for label, prompts in resolved.prompts.items():
         if prompts.revision is not None:  # so that the run finds again what it was made from
             asked["prompts"][label]["revision"] = prompts.revision
+    known = {*folders, *(kept or {}).get("folders", [])}
+    asked |= {"folders": sorted(known)} if known else {}
     if kept is None:
         return asked
     grown = kept | asked
@@ -392,8 +406,8 @@ def _score(work: _Work, cells: list[Cell]) -> None:
 # ---- tables ----
 
 
-def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list[str]) -> Outcome:
-    """Joins the planned samples with their scores; rows of an earlier, wider plan stay out."""
+def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list[str]) -> Outcome:
+    """Joins the planned samples with their scores, for tables; rows of an earlier, wider plan stay out."""
     planned = {sample for cell in cells for sample in cell.sample_ids()}
     rows = store.read("images", columns=ROWS)
     rows = rows[_among(rows, planned) & (rows["frame"] == 0)]
@@ -428,7 +442,7 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
     candidates = {label: m.candidates for label, m in resolved.methods.items() if m.candidates is not None}
     outcome = Outcome(
         records, resolved.benchmark.tables, rows, kept, infos, judges, failures,
-        pd.concat(theirs, ignore_index=True) if theirs else None, candidates,
+        pd.concat(theirs, ignore_index=True) if theirs else None, candidates, store.root,
     )
     store.write_table("records.json", json.dumps(records, indent=1))
     for number, spec in enumerate(outcome.specs):

@@ -5,7 +5,6 @@ A worker lives as long as its process and keeps what is slow to make: the model 
 
 import contextlib
 import gc
-import sys
 import threading
 import time
 import traceback
@@ -58,7 +57,7 @@ class Worker:
         with contextlib.suppress(RuntimeError):  # can be set once a process only
             torch.set_num_interop_threads(1)
         exact_float32()
-        sys.path[:0] = [folder for folder in job.sys_path if folder not in sys.path]
+        registry.look_in(job.sys_path)
         self.job, self.slot = job, slot
         self.device = _device(slot.device)
         self.store = Store(job.root, job.codec)

@@ -57,3 +57,4 @@ def test_the_wheel_carries_its_data(site: Path) -> None:
     assert {"benchmarks/shapes.yaml", "datasets/shapes.yaml", "datasets/shapes.jsonl"} <= names
     assert "published/noise-selection-table1.yaml" in names
     assert "shapes/weights/shapes-sd/model_index.json" in names
+    assert {"leaderboard/shapes.jsonl", "leaderboard.py", "analysis/leaderboard.html.j2"} <= names

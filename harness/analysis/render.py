@@ -37,7 +37,7 @@ def markdown(table: Table) -> str:
         return (f"**{body}**" if cell.rank == 1 else body) + _letters(cell)
 
     lines = [f"**{_pipe(table.title)}**", ""] if table.title else []
-    lines.append(line([*table.labels, *(_pipe(_head(column)) + _letters(column) for column in table.columns)]))
+    lines.append(line([*table.labels, *(_pipe(head_text(column)) + _letters(column) for column in table.columns)]))
     lines.append(line(["---"] * len(table.labels) + ["---:"] * len(table.columns)))
     lines += [line([*map(_pipe, labels), *map(text, cells)]) for labels, cells in table.rows]
     lines += ["", table.caption]
@@ -125,7 +125,7 @@ def html(table: Table) -> str:
         return f"<td>{body}{sup(cell.marks)}</td>"
 
     def sup(marks: Iterable[int]) -> str:
-        return "".join(f"<sup>{_plain_letter(mark)}</sup>" for mark in marks)
+        return "".join(f"<sup>{plain_letter(mark)}</sup>" for mark in marks)
 
     several = any(column.part for column in table.columns)
     rows = ' rowspan="2"' if several else ""
@@ -145,7 +145,7 @@ def html(table: Table) -> str:
         line = [*(f"<th>{esc(label)}</th>" for label in labels), *map(text, cells)]
         lines.append("<tr>" + "".join(line) + "</tr>")
     lines += ["</tbody>", "</table>"]
-    lines += [f"<p><sup>{_plain_letter(i)}</sup> {esc(note)}</p>" for i, note in enumerate(table.notes)]
+    lines += [f"<p><sup>{plain_letter(i)}</sup> {esc(note)}</p>" for i, note in enumerate(table.notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -222,7 +222,7 @@ def _stacked(table: Table, shown: list[int]) -> rich.table.Table:
     for labels, cells in table.rows:
         out.add_row(Text(" ".join(labels[i] for i in shown), style="bold"), "")
         for column, cell in zip(table.columns, cells, strict=True):
-            out.add_row("  " + _head(column) + _letters(column), _styled(cell))
+            out.add_row("  " + head_text(column) + _letters(column), _styled(cell))
         out.add_section()
     return out
 
@@ -240,7 +240,8 @@ def _name(column: Column, times: str = " ×") -> str:
     return column.key + (f"{times}{column.scale:g}" if column.scale != 1 else "")
 
 
-def _head(column: Column) -> str:
+def head_text(column: Column) -> str:
+    """A column's name, with the arrow that says what is better, and which part of it this is."""
     return _name(column) + ARROWS[column.direction] + (f" {column.part}" if column.part else "")
 
 
@@ -268,12 +269,13 @@ def _letters(marked: Cell | Column) -> str:
     return "".join(_letter(mark) for mark in marked.marks)
 
 
-def _plain_letter(mark: int) -> str:
+def plain_letter(mark: int) -> str:
+    """A footnote's mark where superscripts are the format's own."""
     return "abcdefghijklmnoprstuvwxyz"[mark] if mark < len(LETTERS) else str(mark + 1)
 
 
 def _tex_marks(marks: Iterable[int]) -> str:
-    return "".join(rf"\textsuperscript{{{_plain_letter(mark)}}}" for mark in marks)
+    return "".join(rf"\textsuperscript{{{plain_letter(mark)}}}" for mark in marks)
 
 
 def _pipe(text: str) -> str:

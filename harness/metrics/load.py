@@ -40,3 +40,11 @@ def metric_identity(name: str, metric: Metric) -> dict[str, Any]:
 def metric_digest(name: str, metric: Metric) -> str:
     """The digest that score rows and table records carry: of `metric_identity`."""
     return digest(metric_identity(name, metric))
+
+
+def higher_is_better(name: str) -> bool:
+    """A metric's direction by its name; True of one that only a paper has."""
+    try:
+        return bool(registry.load("metric", name).higher_is_better)  # type: ignore[attr-defined]
+    except HarnessError:
+        return True
