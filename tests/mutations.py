@@ -314,7 +314,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('in ("any", *labels[key]) for key in CELL', 'in ("any", *labels[key]) for key in CELL[:1]'),
     ],
     ("analysis/layout.py", "tests/analysis/test_published_tables.py"): [
-        ("else value - printed", "else printed - value"),
+        ("delta = value - printed", "delta = printed - value"),
         ("for label in own) / len(own)", "for label in own)"),
         ('record["prompts"], record.get("baseline"))', 'record["prompts"], None)'),
         ("elif column.key not in own:", "elif False:"),
