@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 BLOCK = 256  # rows whose outer products are summed at once
 GROUPS = 50  # of the delete-a-group jackknife; below twice as many prompts each prompt is a group of its own
 FEW = 20  # groups below which pairs of them are too few to tell the quadratic part of a variance
+ROWS = 2  # rows a dimension below which a distance is far from quadratic (docs/statistics.md)
 
 
 @dataclass(frozen=True)
@@ -287,7 +288,7 @@ class Jackknife:
 
     value: float
     without: Array  # [g]; empty where there are too few prompts or rows to leave any out
-    pairs: Array  # [g / 2], with groups 0 and 1, 2 and 3, ... left out together; empty below `FEW` groups
+    pairs: Array  # [g / 2], with groups 0 and 1, 2 and 3, ... left out together; empty below `FEW` groups or `ROWS`
     sizes: NDArray[np.int64]  # [g], rows of each group
     prompts: frozenset[Any]
 
@@ -307,9 +308,10 @@ class Jackknife:
         """
         group, left_out, pairs = prompt_groups(clusters, groups), np.zeros(0), np.zeros(0)
         sizes = np.bincount(group)
+        enough = len(sizes) >= FEW and len(features) >= ROWS * features.shape[1]
         with contextlib.suppress(ValueError):
             left_out = without(features, group) if len(sizes) > 1 else left_out
-            pairs = without(features, group // 2)[: len(sizes) // 2] if len(sizes) >= FEW else pairs
+            pairs = without(features, group // 2)[: len(sizes) // 2] if enough else pairs
         return Jackknife(distance(features), left_out, pairs, sizes, frozenset(np.asarray(clusters).tolist()))
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
@@ -360,23 +362,8 @@ def frechet_interval(
 ) -> tuple[float, float]:
     """The jackknife interval of a Fréchet distance, prompts (`clusters`) left out in groups; never below 0.
 
-    Simulated coverage of the expectation at this n (nominal 95 %, 200 repeats, Gaussian features, two seeds a
-    prompt sharing half their variance; in brackets the mean width over the ideal 3.92 sd):
-
-    =================== ============== ================ ================
-    prompts, dimensions distance 0     small distance   large distance
-    =================== ============== ================ ================
-    40, 32              99.5 (1.60)    98.5 (1.30)      96.0 (1.15)
-    240, 64             99.0 (1.46)    97.5 (1.20)      97.0 (1.06)
-    120, 128            99.5 (1.50)    96.5 (1.25)      96.0 (1.09)
-    240, 128            99.5 (1.49)    100.0 (1.39)     98.5 (1.16)
-    =================== ============== ================ ================
-
-    With far fewer rows than dimensions (60 prompts, 2048, 50 repeats): 100 (1.12) at 0, 100 (1.10) at a large one.
-
-    So it is honest and, near distance 0, half as wide again as need be (√2 is the theory's figure for a purely
-    quadratic statistic). 20 groups did as well, half-samples were 5 to 20 % wider. `tests/test_frechet.py`
-    holds the simulation (`pytest -m long`).
+    How often it covers the expectation at this n, and how wide it is: docs/statistics.md (95 % ± 2 in simulations with
+    two rows a dimension or more, up to 100 % with fewer); the simulation stands in `tests/test_frechet.py`.
     """
     factor = factor_of(covariance)
     found = Jackknife.of(

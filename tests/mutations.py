@@ -212,6 +212,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("/ (share - 1)).sum() / g", ").sum() / g"),
         ("variance - _quadratic_part(", "variance - 2 * _quadratic_part("),
         ("(n - m1 - m2) * pairs", "n * pairs"),
+        ("ROWS * features.shape[1]", "0"),
         ("g * (g - 1) / 2 * (q**2)", "g / 2 * (q**2)"),
         ("group // 2)[: len(sizes) // 2]", "group)[: len(sizes) // 2]"),
         ("stdtrit(g - 1, 0.5 + confidence / 2)", "stdtrit(g - 1, confidence)"),
