@@ -1,12 +1,13 @@
 """Metrics of whole cells, from the features that a run has stored: value, n, and an interval over prompts."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from harness.frechet import Jackknife
 from harness.metrics.base import DistributionMetric, Reference
 from harness.plan import Cell
 from harness.store import Store
@@ -22,6 +23,15 @@ class _Side:
     prompts: list[str]
 
 
+@dataclass(frozen=True)
+class _Estimate:
+    """What a metric says of the n images of a cell: the jackknife, or why there is none."""
+
+    n: int
+    jackknife: Jackknife | None
+    error: str | None
+
+
 def distribution_values(
     store: Store, cells: Collection[Cell], metrics: dict[str, tuple[DistributionMetric, str]],
     baselines: Collection[str] = (),
@@ -29,37 +39,47 @@ def distribution_values(
     """A record for every cell and metric (`label -> (metric, digest)`): value, low, high, n, or the reason of none.
 
     Only samples of the plan count, whatever else the folder holds. `against` holds the paired difference to each
-    of the `baselines` (methods) on the same model and prompts. The features of one cell, and of the baselines that
-    it is compared with, are in memory at a time.
+    of the `baselines` (methods) on the same model and prompts. The features of each cell are read once, and those of
+    two cells at most are in memory at a time.
     """
     places = {(cell.model, cell.method, cell.prompts): cell for cell in cells}
     found: dict[tuple[str, _Place], dict[str, Any]] = {}
-
-    @lru_cache(maxsize=len(baselines) + 1)
-    def side(place: _Place, shelf: str) -> _Side:
-        return _side(store, places[place], shelf)
-
     shelves: dict[str, list[str]] = {}
     for label, (metric, _) in metrics.items():
         shelves.setdefault(metric.shelf, []).append(label)
     for shelf, labels in shelves.items():
-        references = {label: metrics[label][0].reference() for label in labels}
+        estimate = _estimates(store, places, shelf, {label: metrics[label][0] for label in labels}, len(baselines))
         for place in sorted(places, key=lambda place: (place[0], place[2])):  # those of one baseline in a row
             model, method, prompts = place
-            mine = side(place, shelf)
             rivals = [b for b in baselines if b != method and (model, b, prompts) in places]
             for label in labels:
                 metric, digest = metrics[label]
-                differences = {
-                    b: _difference(metric, mine, side((model, b, prompts), shelf), references[label]) for b in rivals
-                }
+                mine = estimate(place, label)
+                differences = {b: _difference(mine, estimate((model, b, prompts), label)) for b in rivals}
                 found[label, place] = {
                     "model": model, "method": method, "prompts": prompts,
-                    "metric": label, "metric_digest": digest, "n": len(mine.features),
-                    **_value(metric, mine, references[label]),
+                    "metric": label, "metric_digest": digest,
+                    **_value(metric, mine),
                     "against": {b: value for b, value in differences.items() if value is not None},
                 }
     return [found[label, place] for label in metrics for place in places]
+
+
+def _estimates(
+    store: Store, places: dict[_Place, Cell], shelf: str, metrics: dict[str, DistributionMetric], baselines: int
+) -> Callable[[_Place, str], _Estimate]:
+    """A function from cell and metric to its estimate, which keeps those of one cell and of the baselines."""
+    references = {label: metric.reference() for label, metric in metrics.items()}
+
+    @lru_cache(maxsize=2)
+    def side(place: _Place) -> _Side:
+        return _side(store, places[place], shelf)
+
+    @lru_cache(maxsize=len(metrics) * (baselines + 1))
+    def estimate(place: _Place, label: str) -> _Estimate:
+        return _estimate(metrics[label], side(place), references[label])
+
+    return estimate
 
 
 def _side(store: Store, cell: Cell, shelf: str) -> _Side:
@@ -72,29 +92,31 @@ def _side(store: Store, cell: Cell, shelf: str) -> _Side:
     return _Side(features[[row for _, row in keep]], [prompt_of[sample] for sample, _ in keep])
 
 
-def _value(metric: DistributionMetric, side: _Side, reference: Reference | None) -> dict[str, Any]:
-    nothing = {"value": None, "low": None, "high": None}
+def _estimate(metric: DistributionMetric, side: _Side, reference: Reference | None) -> _Estimate:
     if not len(side.features):
-        return nothing | {"error": "no images"}
+        return _Estimate(0, None, "no images")
     try:
-        value = metric.distance(side.features, reference)
-        low, high = metric.interval(side.features, side.prompts, reference)
+        return _Estimate(len(side.features), metric.jackknife(side.features, side.prompts, reference), None)
     except ValueError as error:
-        return nothing | {"error": str(error)}
-    return {"value": value, **_ends(low, high), "error": None}
+        return _Estimate(len(side.features), None, str(error))
 
 
-def _difference(
-    metric: DistributionMetric, side: _Side, other: _Side, reference: Reference | None
-) -> dict[str, Any] | None:
+def _value(metric: DistributionMetric, mine: _Estimate) -> dict[str, Any]:
+    if mine.jackknife is None:
+        return {"n": mine.n, "value": None, "low": None, "high": None, "error": mine.error}
+    low, high = metric.interval_of(mine.jackknife)
+    return {"n": mine.n, "value": mine.jackknife.value, **_ends(low, high), "error": None}
+
+
+def _difference(mine: _Estimate, other: _Estimate) -> dict[str, Any] | None:
     """None where the two sides cannot be compared (other prompts, too few of them)."""
+    if mine.jackknife is None or other.jackknife is None:
+        return None
     try:
-        value, low, high = metric.difference(
-            (side.features, side.prompts), (other.features, other.prompts), reference
-        )
+        found = mine.jackknife - other.jackknife
     except ValueError:
         return None
-    return {"value": value, **_ends(low, high)}
+    return {"value": found.value, **_ends(*found.interval())}
 
 
 def _ends(low: float, high: float) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -391,7 +392,7 @@ def _tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: lis
     """Joins the planned samples with their scores; rows of an earlier, wider plan stay out."""
     planned = {sample for cell in cells for sample in cell.sample_ids()}
     rows = store.read("images", columns=ROWS)
-    rows = rows[rows["sample_id"].isin(planned) & (rows["frame"] == 0)]
+    rows = rows[_among(rows, planned) & (rows["frame"] == 0)]
     place = {(cell.model, cell.method, cell.prompts): number for number, cell in enumerate(cells)}
     order = [place[key] for key in zip(rows["model"], rows["method"], rows["prompts"], strict=True)]
     rows = rows.assign(order=order).sort_values("order", kind="stable", ignore_index=True).drop(columns="order")
@@ -442,4 +443,9 @@ def _info(metric: ResolvedMetric) -> tables.MetricInfo:
 def _current(store: Store, label: str, digest: str, planned: Collection[str]) -> pd.DataFrame:
     """The planned samples' scores by a metric as it is now."""
     rows = store.read("scores", label, columns=SCORES)
-    return rows[rows["sample_id"].isin(planned) & (rows["metric_digest"] == digest)][SCORES]
+    return rows[_among(rows, planned) & (rows["metric_digest"] == digest)][SCORES]
+
+
+def _among(rows: pd.DataFrame, planned: Collection[str]) -> np.ndarray:
+    """Which rows are of planned samples. (Series.isin makes a list of a set anew each time, at 50 times the cost.)"""
+    return np.fromiter((sample in planned for sample in rows["sample_id"]), bool, len(rows))

@@ -63,6 +63,9 @@ def test_values_intervals_and_differences(store: Store, monkeypatch: pytest.Monk
     read: list[str] = []
     monkeypatch.setattr(distribution, "_side", lambda s, c, shelf, real=distribution._side: (
         read.append(f"{c.method} {c.prompts}"), real(s, c, shelf))[1])
+    left_out: list[int] = []
+    monkeypatch.setattr(Shift, "without", lambda self, x, group, reference: (
+        left_out.append(len(x)), DistributionMetric.without(self, x, group, reference))[1])
     cells = [_cell(method, prompts) for method in METHODS for prompts in ("p", "q")]
     metrics = {"one": (Shift(), "1"), "two": (Shift(power=2), "2")}
     records = distribution_values(store, cells, metrics, baselines=["b", "unknown"])
@@ -70,6 +73,7 @@ def test_values_intervals_and_differences(store: Store, monkeypatch: pytest.Monk
         (metric, cell.method, cell.prompts) for metric in metrics for cell in cells
     ]
     assert sorted(read) == sorted(f"{m} {p}" for m in METHODS for p in ("p", "q"))  # each cell's features once
+    assert len(left_out) == len(metrics) * len(cells)  # and the values with groups left out, whatever the baselines
     of = {(r["metric"], r["method"], r["prompts"]): r for r in records}
     for i, method in enumerate(METHODS):
         record = of["one", method, "q"]

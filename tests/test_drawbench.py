@@ -1,4 +1,4 @@
-"""Real prompts on the real path: all of DrawBench through Ray, with a tiny random Stable Diffusion."""
+"""Real prompts on the real path: all of DrawBench, with a tiny random Stable Diffusion."""
 
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from harness.display import Display
 from harness.store import Store
 from tests.tiny import tiny_stable_diffusion
 
-pytestmark = pytest.mark.xdist_group("ray-runs")  # see tests/conftest.py
 FILE = Path(__file__).parent.parent.parent / "shared" / "data" / "drawbench" / "drawbench.csv"
 
 
@@ -30,7 +29,7 @@ def test_the_200_prompts_of_drawbench(tmp_path: Path) -> None:
         )
     )
     with Display(quiet=True) as display:
-        outcome = run.run(str(path), results=tmp_path / "results", display=display, workers=2)
+        outcome = run.run(str(path), results=tmp_path / "results", display=display, workers=0)
     assert outcome.failures == []
     rows = Store(tmp_path / "results" / "drawbench").read("images")
     assert len(rows) == rows["sample_id"].nunique() == 200

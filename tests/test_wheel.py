@@ -1,4 +1,4 @@
-"""An installed wheel runs the demo in an empty folder, far from any checkout."""
+"""An installed wheel runs benchmarks in an empty folder, far from any checkout."""
 
 import os
 import subprocess
@@ -25,18 +25,31 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "site"
 
 
-def test_the_wheel_runs_the_demo(site: Path, tmp_path: Path) -> None:
+BENCHMARK = """
+name: first
+models: {shapes-sd: {family: stable_diffusion, weights: "builtin:shapes-sd", size: 64, batch: 2}}
+prompts: {shapes: {set: shapes, first: 2}}
+sampler: {name: ddim, steps: 4}
+methods: {plain: {}}
+metrics: [geneval-shapes, fd-shapes-clip]
+"""
+
+
+def test_the_wheel_runs_a_benchmark_of_what_it_carries(site: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "RAY_ADDRESS": "local"}
     where = [sys.executable, "-c", "import harness; print(harness.__file__)"]
     found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert Path(found.strip()).is_relative_to(site)
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", "run", "shapes", "--limit", "1"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "no-guidance" in done.stdout
-    assert list((tmp_path / "results" / "runs" / "shapes").glob("images/**/*.parquet"))
+    (tmp_path / "first.yaml").write_text(BENCHMARK)
+    first = ("run", "first.yaml", "--workers", "1")
+    for arguments, shown in ((("list", "benchmarks"), "shapes-noise"), (first, "plain")):
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert shown in done.stdout
+    assert list((tmp_path / "results" / "runs" / "first").glob("images/**/*.parquet"))
 
 
 def test_the_wheel_carries_its_data(site: Path) -> None:

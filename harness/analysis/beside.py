@@ -48,6 +48,12 @@ class Numbers:
             tables.setdefault(number.paper, {})[number.table] = None
         return "; ".join(f"{', '.join(names)} of {paper}" for paper, names in tables.items())
 
+    def averaged(self) -> list[str]:
+        """The metrics beside which an average is printed: what it is the mean of."""
+        rows = {(place, number.table) for (place, metric), number in self.found.items() if metric == "average"}
+        mean_of = [metric for (place, metric), number in self.found.items() if (place, number.table) in rows]
+        return [metric for metric in dict.fromkeys(mean_of) if metric not in ("average", *COSTS.values())]
+
     def of(self, metrics: Collection[str]) -> Numbers:
         """The numbers of these metrics alone."""
         return replace(self, found={key: number for key, number in self.found.items() if key[1] in metrics})
@@ -153,4 +159,7 @@ def agreement(published: pd.DataFrame, labels: Mapping[str, Sequence[str]]) -> s
         return None
     theirs = _labels(published[CELL].to_dict("records"))
     sides = "; ".join(f"{key}: here {', '.join(labels[key])}, there {', '.join(theirs[key])}" for key in CELL)
-    return f"no row of it is of a model, a method and a prompt set of this benchmark ({sides}): give yours the table's labels, or leave it out"
+    return (
+        f"no row of it is of a model, a method and a prompt set of this benchmark ({sides}): give yours the table's "
+        f"labels, or leave it out"
+    )

@@ -17,7 +17,7 @@ from scipy.special import ndtri, stdtrit
 Array = NDArray[np.float64]
 
 DRAWS = 2000
-MANY = 5_000  # clusters from which on the normal approximation replaces resampling (it is the limit of it)
+MANY = 1_000  # clusters from which on the normal approximation replaces resampling (it is the limit of it)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def strata_of(values: ArrayLike, clusters: ArrayLike, groups: ArrayLike | None) 
     x = np.asarray(values, np.float64)
     if not np.isfinite(x).all():
         raise ValueError("values that are not finite: count and drop them before asking for an interval")
-    ids, _ = pd.factorize(np.asarray(clusters), sort=False)
+    ids, _ = pd.factorize(clusters if isinstance(clusters, pd.Series) else np.asarray(clusters))
     given = np.zeros(len(x)) if groups is None else np.asarray(groups)
     labels, names = pd.factorize(given, sort=True, use_na_sentinel=False)
     if not len(x) == len(ids) == len(labels):
@@ -145,7 +145,9 @@ def mean_of_lowest_interval(
     """The mean of the `lowest` lowest values (of all, where there are fewer), prompts resampled.
 
     Every resample takes as many of its own lowest values. From `MANY` clusters on the normal approximation with
-    the statistic's linear part: each row's min(value, q), q being the highest of the lowest values.
+    the statistic's linear part: each row's min(value, q), q being the highest of the lowest values. The interval is
+    symmetric, and Student's t counts only the prompts that have one of the lowest values: few prompts carry the
+    statistic, and the percentiles of their resamples covered 88 % where ten values of a hundred are the lowest.
     """
     found = strata_of(values, clusters, None)
     if not found:
@@ -176,9 +178,10 @@ def mean_of_lowest_interval(
             deviations[start : start + size] = taken @ x / taken.sum(axis=1) - value
         deviations *= np.sqrt(c / (c - 1))
     tail = 0.5 + confidence / 2
-    deviations *= stdtrit(c - 1, tail) / ndtri(tail)
-    low, high = np.quantile(deviations, [1 - tail, tail]) + value
-    return Interval(value, float(min(low, value)), float(max(high, value)), n, c)
+    low, high = np.quantile(deviations, [1 - tail, tail])
+    carriers = max(len(np.unique(ids[:k])), 2)
+    half = float((high - low) / 2 * stdtrit(carriers - 1, tail) / ndtri(tail))
+    return Interval(value, value - half, value + half, n, c)
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -97,8 +97,9 @@ def lay_out(
     """
     theirs = numbers or Numbers()
     chosen = shown(spec, metrics, theirs)
-    theirs = theirs.of([*chosen, *COSTS.values(), *["average"] * spec.average])
     own = [label for label in chosen if label in metrics]
+    unlike = theirs.averaged() if set(theirs.averaged()) != set(own) else []
+    theirs = theirs.of([*chosen, *COSTS.values(), *["average"] * (spec.average and not unlike)])
     mine = [theirs.scaled(r) for r in records if r["group"] is None and r["metric"] in own]
     won = spec.show == "win_rate"
     directions = {label: 1 if won else _direction(metrics[label]) for label in own}
@@ -113,6 +114,8 @@ def lay_out(
         names = ", ".join(f"{c.key} ×{c.scale:g}" if c.scale != 1 else c.key for c in columns if c.key in own)
         note = table.note(f"average: plain mean of {names}{'' if won else '; it mixes their scales'}")
         table.columns[len(columns) - 1] = replace(columns[-1], marks=(note,))
+        if unlike:
+            table.note(f"average: the published one is not shown, a mean of other columns ({', '.join(unlike)})")
     for label in own:
         sizes = {r["n"] for r in mine if r["metric"] == label and r["value"] is not None}
         if metrics[label].kind == "distribution" and len(sizes) > 1:
@@ -284,7 +287,7 @@ def _beside(
         table.caption += f" Published: {numbers.cited()}."
         table.caption += " Difference: ours less published, which is no paired test." if compare else ""
     for name, count in numbers.left_out.items():
-        table.note(f"{name}: {count} numbers of other models or prompt sets are left out")
+        table.note(f"{name}: numbers of other models or prompt sets are left out ({count})")
 
 
 def _value_cell(
@@ -305,6 +308,7 @@ def _value_cell(
         cell.marks.append(table.note(f"{record['metric']}: mean of the {record['lowest']} lowest values"))
     if not record["trained"]:
         cell.marks.append(table.note("random weights: this number says nothing about a trained model"))
+    cell.marks.sort()
     return cell
 
 

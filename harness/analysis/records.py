@@ -67,11 +67,15 @@ def records(
     holds what GenEval's summary prints beside it: `mean_of_images` and, over prompts, `mean_of_best` (for values of
     0 and 1 the share of prompts with at least one correct image).
     """
-    images = images.drop_duplicates("sample_id")  # frames of one clip are one sample
+    images = images.drop_duplicates("sample_id").reset_index(drop=True)  # frames of one clip are one sample
     whole = {(*(d[key] for key in CELL), d["metric"]): d for d in distribution}
-    valued = _by_label(scores, metrics)
+    valued = {
+        label: mine.set_index("sample_id").reindex(images["sample_id"]).set_axis(images.index)
+        for label, mine in _by_label(scores, metrics).items()
+    }
     found: list[Record] = []
     for place, cell in images.groupby(CELL, sort=False):
+        cost = _cost(cell)
         for label, info in metrics.items():
             model = (trained or {}).get(str(place[0]), True)
             base = dict(zip(CELL, place, strict=True)) | {"group": None, "metric": label, "metric_digest": info.digest}
@@ -79,14 +83,14 @@ def records(
                 "trained": bool(model and info.trained), "kind": info.kind, "higher_is_better": info.higher_is_better,
             }
             if info.missing is not None:
-                found.append(base | _nothing(len(cell), info.missing) | _cost(cell) | tail)
+                found.append(base | _nothing(len(cell), info.missing) | cost | tail)
             elif info.against == place[1]:
-                found.append(base | _nothing(0, "the others are compared with these images") | _cost(cell) | tail)
+                found.append(base | _nothing(0, "the others are compared with these images") | cost | tail)
             elif info.kind == "distribution":
-                found.append(base | _of_cell(whole.get((*place, label)), cell) | _cost(cell) | tail)
+                found.append(base | _of_cell(whole.get((*place, label)), cell) | cost | tail)
             else:
-                rows = cell.merge(valued[label], on="sample_id", how="left")
-                found.append(base | _of_rows(rows, info.grouped, info.lowest) | _cost(cell) | tail)
+                rows = cell.join(valued[label])
+                found.append(base | _of_rows(rows, info.grouped, info.lowest) | cost | tail)
                 if info.grouped and rows["category"].notna().any():
                     found[-1] |= _ungrouped(rows)
                     found += [
@@ -195,12 +199,13 @@ def win_rates(
 
 def _difference(pairs: pd.DataFrame, grouped: bool, higher_is_better: bool) -> Record:
     delta = pairs["value"].to_numpy(float) - pairs["value_base"].to_numpy(float)
-    found = stats.paired_difference(delta, pairs["prompt_id"], pairs["category"] if grouped else None)
-    won = stats.win_rate(delta, pairs["prompt_id"], higher_is_better)
+    prompts = pd.factorize(pairs["prompt_id"])[0]
+    found = stats.paired_difference(delta, prompts, pairs["category"] if grouped else None)
+    won = stats.win_rate(delta, prompts, higher_is_better)
     return _interval(found) | {
         "clusters": found.clusters, "p": found.p,
         "win_rate": won.rate, "win_low": won.low, "win_high": won.high,
-        "effect_size": number(stats.effect_size(delta, pairs["prompt_id"])),
+        "effect_size": number(stats.effect_size(delta, prompts)),
         "nfe": number(pairs["nfe"].mean()), "baseline_nfe": number(pairs["nfe_base"].mean()),
     }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness import artifacts
 from harness.errors import HarnessError
-from harness.frechet import factor_of, jackknife_difference, jackknife_interval, prompt_groups
+from harness.frechet import Jackknife, factor_of
 from harness.identity import digest
 from harness.prompts import Prompt
 from harness.weights import is_trained
@@ -208,6 +208,22 @@ class DistributionMetric(Metric):
         groups = range(int(group.max()) + 1)
         return np.array([self.distance(features[group != k], reference) for k in groups], dtype=np.float64)
 
+    def jackknife(self, features: np.ndarray, clusters: Sequence[Any], reference: Reference | None) -> Jackknife:
+        """`distance` and what its intervals need, for callers that compare one cell with several: `a - b`.
+
+        Raises ValueError as `distance` does.
+        """
+        return Jackknife.of(
+            features, clusters,
+            distance=lambda x: self.distance(x, reference),
+            without=lambda x, group: self.without(x, group, reference),
+        )
+
+    def interval_of(self, found: Jackknife, confidence: float = 0.95) -> tuple[float, float]:
+        """The interval of a distance, within what the metric can be."""
+        low, high = found.interval(confidence)
+        return max(low, self.lowest), min(high, self.highest)
+
     def interval(
         self, features: np.ndarray, clusters: Sequence[Any], reference: Reference | None, confidence: float = 0.95
     ) -> tuple[float, float]:
@@ -215,15 +231,7 @@ class DistributionMetric(Metric):
 
         (NaN, NaN) where there are too few prompts for one.
         """
-        group = prompt_groups(clusters)
-        if group.max(initial=0) < 1:
-            return float("nan"), float("nan")
-        try:
-            left_out = self.without(features, group, reference)
-        except ValueError:  # too few rows are left
-            return float("nan"), float("nan")
-        low, high = jackknife_interval(self.distance(features, reference), left_out, np.bincount(group), confidence)
-        return max(low, self.lowest), min(high, self.highest)
+        return self.interval_of(self.jackknife(features, clusters, reference), confidence)
 
     def difference(
         self,
@@ -235,8 +243,5 @@ class DistributionMetric(Metric):
 
         Each side is (features, the prompt of each row). Raises ValueError where their prompts differ.
         """
-
-        def statistic(features: np.ndarray, group: np.ndarray) -> tuple[float, np.ndarray]:
-            return self.distance(features, reference), self.without(features, group, reference)
-
-        return jackknife_difference(statistic, first, second)
+        found = self.jackknife(*first, reference) - self.jackknife(*second, reference)
+        return found.value, *found.interval()

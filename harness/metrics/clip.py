@@ -199,6 +199,12 @@ def stills(images: Any, metric: str) -> Any:
     return images[:, 0]
 
 
+def must_pair(images: Any, prompts: Sequence[Any]) -> None:
+    """Raises ValueError where there is not one image to each prompt."""
+    if len(images) != len(prompts):
+        raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+
+
 def text_rows(clip: Embedder, texts: Sequence[str]) -> Tensor:
     """The embeddings of texts, `[B, D]`."""
     return torch.stack([clip.text(text) for text in texts])

@@ -51,17 +51,23 @@ def resized(x: Tensor, target: tuple[int, int], mode: str = "bicubic") -> Tensor
     return x
 
 
+def bicubic(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 `[N, H, W, 3]` to `[N, height, width, 3]`, by Pillow."""
+    return np.stack([
+        np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)) for image in images
+    ])
+
+
+def unit(images: np.ndarray) -> Tensor:
+    """uint8 `[N, H, W, 3]` to float `[N, 3, H, W]` in [0, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
 def fitted(images: np.ndarray, edge: int, odd: Odd) -> Tensor:
     """uint8 `[N, H, W, 3]` to `[N, 3, edge, edge]` in [0, 1]: bicubic by Pillow, in 8 bits, then the centre."""
     height, width = shortest_edge(images.shape[1], images.shape[2], edge)
     top, left = centre(height, width, (edge, edge), odd)
-    cut = [
-        np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))[
-            top : top + edge, left : left + edge
-        ]
-        for image in images
-    ]
-    return torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2).float() / 255
+    return unit(bicubic(images, height, width)[:, top : top + edge, left : left + edge])
 
 
 def fitted_tensor(images: Tensor, edge: int, odd: Odd) -> Tensor:

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from harness import artifacts
 from harness.metrics import openclip
 from harness.metrics.clip import stills
-from harness.metrics.clip_pixels import normalised
+from harness.metrics.clip_pixels import bicubic, normalised, unit
 from harness.metrics.distances import GaussianMMD
 from harness.metrics.feature_metric import FeatureMetric
 
@@ -31,8 +29,7 @@ def central_square(images: np.ndarray, side: int) -> Tensor:
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2
     squares = images[:, top : top + edge, left : left + edge]
-    resized = [np.asarray(Image.fromarray(x).resize((side, side), Image.Resampling.BICUBIC)) for x in squares]
-    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+    return unit(bicubic(squares, side, side))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,7 +23,7 @@ from transformers import Dinov2Model
 from harness import artifacts
 from harness.errors import HarnessError
 from harness.metrics.clip import must_fit, stills
-from harness.metrics.clip_pixels import normalised
+from harness.metrics.clip_pixels import bicubic, normalised, unit
 from harness.metrics.distances import Frechet
 from harness.metrics.feature_metric import FeatureMetric
 from harness.quiet import quiet
@@ -37,8 +36,7 @@ CHUNK = 32  # images a forward pass
 
 def pillow_resize(images: np.ndarray) -> Tensor:
     """uint8 `[N, H, W, 3]` to `[N, 3, 224, 224]` in [0, 1]: bicubic by Pillow, in 8 bits, as dgm-eval does."""
-    resized = [np.asarray(Image.fromarray(x).resize((SIZE, SIZE), Image.Resampling.BICUBIC)) for x in images]
-    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+    return unit(bicubic(images, SIZE, SIZE))
 
 
 def torch_resize(images: np.ndarray) -> Tensor:

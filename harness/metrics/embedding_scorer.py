@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.metrics.base import SampleMetric, Scores
-from harness.metrics.clip import Embedder, cosine, stills, text_rows
+from harness.metrics.clip import Embedder, cosine, must_pair, stills, text_rows
 from harness.prompts import Prompt, as_prompts
 
 
@@ -49,8 +49,7 @@ class EmbeddingScorer(SampleMetric):
     @torch.no_grad()
     def score(self, images: np.ndarray, prompts: Sequence[Prompt | str]) -> Scores:
         """The value of each still of uint8 `[B, 1, H, W, 3]` and its prompt."""
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+        must_pair(images, prompts)
         if len(images) == 0:
             return Scores(np.zeros(0), [])
         values, kept = self.rate(self.clip.images(stills(images, self.name), self.pixels), as_prompts(prompts))
@@ -64,7 +63,6 @@ class EmbeddingScorer(SampleMetric):
         Where `score` resizes in 8 bits, this resizes without them (`clip_pixels`): on tiny random networks a cosine
         differs by some 1e-4.
         """
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+        must_pair(images, prompts)
         embedded = self.clip.embed(self.differentiable_pixels(stills(images, self.name)))
         return self.rate(embedded, prompts)[0].to(images.dtype)

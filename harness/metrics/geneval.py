@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import artifacts
 from harness.metrics.base import SampleMetric, Scores
-from harness.metrics.clip import stills
+from harness.metrics.clip import must_pair, stills
 from harness.metrics.geneval_rules import CLASSES, Detection, judge, kept, threshold
 from harness.prompts import Prompt
 
@@ -58,8 +58,7 @@ class GenEval(SampleMetric):
 
     def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
         """Judges each still; NaN, with the reason in the detail, where the prompt's truth says nothing to judge."""
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+        must_pair(images, prompts)
         values = np.full(len(prompts), np.nan)
         details: list[dict[str, Any]] = []
         for i, (image, prompt) in enumerate(zip(stills(images, self.name), prompts, strict=True)):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from harness.metrics.base import SampleMetric, Scores
-from harness.metrics.clip import stills
+from harness.metrics.clip import must_pair, stills
 from harness.prompts import Prompt
 
 
@@ -37,8 +37,7 @@ class GenEvalShapes(SampleMetric):
         """Judges each still; NaN, with the reason in the detail, where the prompt carries no truth."""
         from harness.shapes.detector import detect, judge
 
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+        must_pair(images, prompts)
         values = np.full(len(prompts), np.nan)
         details: list[dict[str, Any]] = []
         for i, (image, prompt) in enumerate(zip(stills(images, self.name), prompts, strict=True)):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.metrics.base import SampleMetric, Scores
-from harness.metrics.clip import stills
+from harness.metrics.clip import must_pair, stills
 from harness.prompts import Prompt, as_prompts
 
 
@@ -61,7 +61,7 @@ class JointScorer(SampleMetric, Generic[M]):
     @torch.no_grad()
     def score(self, images: np.ndarray, prompts: Sequence[Prompt | str]) -> Scores:
         """The value of each still of uint8 `[B, 1, H, W, 3]` and its prompt."""
-        _must_pair(images, prompts)
+        must_pair(images, prompts)
         shown, texts = stills(images, self.name), [prompt.text for prompt in as_prompts(prompts)]
         parts = [np.zeros(0)]
         for i in range(0, len(texts), self.chunk):
@@ -71,11 +71,6 @@ class JointScorer(SampleMetric, Generic[M]):
 
     def differentiable(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """The same values, `[B]`, with gradients for the images."""
-        _must_pair(images, prompts)
+        must_pair(images, prompts)
         pixels = self.model.differentiable_pixels(stills(images, self.name))
         return self.rate(pixels, [prompt.text for prompt in prompts]).to(images.dtype)
-
-
-def _must_pair(images: np.ndarray | Tensor, prompts: Sequence[Prompt | str]) -> None:
-    if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} images for {len(prompts)} prompts")

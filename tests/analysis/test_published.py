@@ -360,7 +360,7 @@ def test_evaluations_follow_from_the_settings() -> None:
     assert value("noise-optimisation-nfe", "optimised", "nfe") == 100 * 10 * (2 + 1) + 10 * 2
     assert value("noise-diffusion-nfe", "noise-diffusion", "nfe") == 2 * 50 * (1 + 50)
     assert value("nlg-nfe", "nlg", "nfe") == 2 * 20 + 20
-    assert value("nlg-nfe", "cfg", "nfe") == 2 * 20
+    assert value("nlg-nfe", "cfg-7.5", "nfe") == 2 * 20
     assert value("z-sampling-nfe", "z-sampling", "nfe") == 3 * 2 * 49 + 2
     assert value("search-drawbench", "search", "nfe") % 30 == 0  # whole images of 30 steps
 

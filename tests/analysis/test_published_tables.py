@@ -283,7 +283,7 @@ def test_numbers_of_other_models_or_prompt_sets_are_left_out_and_counted():
     theirs = pd.concat([THEIRS, THEIRS.assign(model="sdxl"), THEIRS[:1].assign(prompts="coco")])
     found = table(theirs=theirs)
     assert len(found.rows) == 4
-    assert "paper-table1: 4 numbers of other models or prompt sets are left out" in found.notes
+    assert "paper-table1: numbers of other models or prompt sets are left out (4)" in found.notes
 
 
 def test_rows_of_a_paper_keep_its_order_within_each_prompt_set():
@@ -309,7 +309,7 @@ def test_two_papers_in_different_units_are_brought_to_the_first_one_s():
 
 
 def test_the_average_is_the_plain_mean_in_the_published_unit():
-    theirs = pd.concat([THEIRS, published(("plain", "average", 18.25))])
+    theirs = pd.concat([THEIRS, published(("plain", "fid_x", 10.0), ("plain", "average", 18.25))])
     found = table(theirs=theirs, average=True)
     row = texts(found)["plain"]
     assert [row[f"average {part}"] for part in ("published", "ours", "difference")] == ["18.25", "18.00", "-0.25"]
@@ -319,6 +319,14 @@ def test_the_average_is_the_plain_mean_in_the_published_unit():
     assert head.direction == 0  # one metric up, one down
     assert "average published" not in [f"{c.key} {c.part}" for c in table(theirs=THEIRS, average=True).columns]
     assert texts(table(theirs=theirs))["plain"]["average published"] == "18.25"  # not asked for, but published
+
+
+def test_an_average_of_other_columns_is_not_compared_with_ours():
+    theirs = pd.concat([THEIRS, published(("plain", "average", 18.25), ("plain", "seconds", 2.0))])
+    found = table(theirs=theirs, average=True)
+    assert texts(found)["plain"]["average"] == "18.00"
+    assert "average: the published one is not shown, a mean of other columns (hps)" in found.notes
+    assert texts(table(theirs=theirs, average=True, columns=["hps"]))["plain"]["average difference"] == "+7.75"
 
 
 def test_the_average_of_metrics_of_one_direction_is_ranked():
@@ -579,10 +587,9 @@ def test_a_run_is_printed_beside_its_paper(file, tmp_path, capsys):
     code, said, _ = harness(capsys, "table", "selection", "--format", "csv", *results)
     assert code == 0
     first, second = (list(csv.DictReader(io.StringIO(part))) for part in said.strip().split("\n\n"))
-    printed = {"unstable": (27.2688, 21.6227, 13.8998), "stable": (27.4934, 21.6372, 14.0062)}
+    printed = {"unstable": (27.2688, 21.6227), "stable": (27.4934, 21.6372)}
     for row in first:
-        found = tuple(float(row[f"{key}:published"]) for key in ("hpsv2", "pickscore", "average"))
-        assert found == printed[row["method"]]
+        assert tuple(float(row[f"{key}:published"]) for key in ("hpsv2", "pickscore")) == printed[row["method"]]
         value = ours[row["method"], "hpsv2"]["value"]
         assert float(row["hpsv2"]) == value
         assert float(row["hpsv2:difference"]) == value - printed[row["method"]][0]

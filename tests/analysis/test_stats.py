@@ -229,6 +229,40 @@ def test_value_and_p_do_not_depend_on_row_order(values, random):
         assert two.p == pytest.approx(one.p, abs=0.02)
 
 
+def _paired_coverage(prompts: int, repeats: int, skewed: bool) -> tuple[float, float]:
+    """Percent of intervals of a paired difference that hold the true one, and of p <= 0.05 where there is none.
+
+    Two seeds a prompt, some prompts with one; the difference varies between prompts and between seeds.
+    """
+    rng = np.random.default_rng(15)
+    clusters = np.concatenate([np.arange(prompts), np.arange(prompts)[: prompts * 3 // 4]])
+    hits = false = 0
+    for k in range(repeats):
+        between = rng.exponential(size=prompts) - 1 if skewed else rng.normal(size=prompts)
+        found = stats.paired_difference(
+            between[clusters] + rng.normal(size=len(clusters)), clusters, draws=500, flips=399, seed=k)
+        hits += found.low <= 0 <= found.high
+        false += found.p <= 0.05
+    return 100 * hits / repeats, 100 * false / repeats
+
+
+def test_paired_differences_cover_in_short():
+    covered, false = _paired_coverage(30, 300, skewed=False)
+    assert 91 <= covered <= 99
+    assert 1 <= false <= 9
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("skewed", [False, True])
+@pytest.mark.parametrize("prompts", [10, 30, 200, 1500])
+def test_coverage_of_paired_differences(prompts, skewed):
+    covered, false = _paired_coverage(prompts, 2000, skewed)
+    print(f"{prompts} prompts, skewed={skewed}: covers {covered:.1f}, false alarms {false:.1f}")
+    if prompts > 10 or not skewed:
+        assert 93 <= covered <= 97
+        assert 3.5 <= false <= 6.5
+
+
 @pytest.mark.long
 def test_permutation_test_keeps_its_level():
     rng = np.random.default_rng(9)

@@ -337,7 +337,7 @@ def test_what_cannot_be_scored_is_refused(scripted: geneval.GenEval) -> None:
     with pytest.raises(ValueError, match="stills"):
         scripted.score(np.repeat(images, 2, axis=1), [Prompt("0", "", truth=LEFT)] * 2)
     with pytest.raises(HarnessError, match="not open"):
-        Scripted().score(images, [])
+        Scripted().score(images[:1], [Prompt("0", "", truth=LEFT)])
     assert not scripted.has_gradient
 
 

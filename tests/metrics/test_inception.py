@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness import registry
-from harness.distribution import _difference, _Side, _value
+from harness.distribution import _difference, _estimate, _Side, _value
 from harness.errors import HarnessError
 from harness.frechet import Moments
 from harness.metrics import inception
@@ -192,11 +192,11 @@ def test_a_metric_without_a_reference_is_tabulated(score, features):
     assert score.reference() is None
     assert "reference" not in score.content()
     both, clusters = np.concatenate(features), [f"p{i % 8}" for i in range(16)]
-    side = _Side(both, clusters)
-    record = _value(score, side, None)
+    estimate = _estimate(score, _Side(both, clusters), None)
+    record = _value(score, estimate)
     assert record["error"] is None
     assert 1 <= record["low"] <= record["value"] <= record["high"]
-    assert _difference(score, side, side, None) == {"value": 0, "low": 0, "high": 0}
+    assert _difference(estimate, estimate) == {"value": 0, "low": 0, "high": 0}
 
 
 def test_the_four_come_from_one_pass(features, weights, reference, monkeypatch):
