@@ -30,10 +30,10 @@ def fetch(names: list[str], verify: bool = False) -> Iterator[tuple[str, Harness
     """
     sets = [name for name in dict.fromkeys(names) if name in manifest.known() or name.startswith(HUB)]
     wanted = {name: names_of(name) for name in names}
-    downloader = Downloader()
+    downloader, for_sets = Downloader(), Downloader(manifest.WHERE)
     for name in sets:
         try:
-            yield fetch_prompts.fetch(name, verify), None
+            yield fetch_prompts.fetch(name, for_sets, verify), None
         except HarnessError as error:
             yield name, error
     for name, found in wanted.items():

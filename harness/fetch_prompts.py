@@ -23,7 +23,7 @@ PIECE = 1 << 20
 BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 
 
-def fetch(name: str, verify: bool = False) -> str:
+def fetch(name: str, downloader: Downloader, verify: bool = False) -> str:
     """Gets what a set lacks here, reads it and compares it with its manifest; says what was done.
 
     `name` is a known set, or `hub:ORGANISATION/NAME` with `@REVISION` where one is wanted. `verify` compares the files
@@ -32,7 +32,6 @@ def fetch(name: str, verify: bool = False) -> str:
     Raises:
         HarnessError: a file cannot be had, or is not what it should be. What is finished is kept.
     """
-    downloader = Downloader(manifests.WHERE)
     if name.startswith(HUB):
         hub_id, _, revision = name.removeprefix(HUB).partition("@")
         folder, here = hub_prompts.fetch(hub_id, revision or None, downloader)
@@ -76,9 +75,9 @@ def _file(manifest: Manifest, file: DataFile, downloader: Downloader) -> None:
         if not (folder / file.archive).is_file():
             downloader.file(file.url, folder, file.archive)
     except Unreachable as error:
-        what = file.path if file.archive is None else f"{file.archive}, unpack {file.member},"
-        raise Unreachable(f"prompt set {manifest.name}: {error}; on another machine get {what} from {file.url} and put "
-                          f"it into {folder} as {file.path}") from error
+        unpack = f", unpack {file.member} from it" if file.archive else ""
+        raise Unreachable(f"prompt set {manifest.name}: {error}; on another machine get {file.url}{unpack} and put "
+                          f"that here as {folder / file.path}") from error
     _unpack(folder, file)
 
 

@@ -42,8 +42,9 @@ def writing(path: Path, where: str = "--results") -> Iterator[None]:
 
 
 def write_atomic(path: Path, data: bytes | pa.Buffer, where: str = "--results") -> None:
-    """Writes `data` beside `path`, syncs it to the disk and renames: the name never shows a partial file. `where`
-    chooses another folder.
+    """Writes `data` beside `path`, syncs it to the disk and renames: the name never shows a partial file.
+
+    `where` is the option that chooses another folder, for the error's hint.
 
     Raises:
         StoreError: no space, no permission, ...; nothing is left behind.

@@ -101,12 +101,11 @@ def find(manifest: Manifest, given: Path | None) -> tuple[Form, list[Path]]:
             alone.sort(key=lambda form: form.files[0].sha256 != sha256_of(given))
         if alone:
             return alone[0], [given]
-    expected = " or ".join(", ".join(file.path for file in form.files) for form in manifest.forms)
+    lacking = " or ".join(", ".join(file.path for file in form.files) for form in manifest.forms)
     place = "FILE" if len(manifest.files) == 1 else "FOLDER"
     raise Lacking(
-        f"prompt set {manifest.name!r} is not on this machine: no file "
-        f"{home / manifest.files[0].path if given is None else given} (expected {expected}); {manifest.how_to_get}, or "
-        f"say where it is with 'path: {place}' in the benchmark's prompts"
+        f"prompt set {manifest.name!r} is not on this machine ({lacking} in {home}); {manifest.how_to_get}, or say "
+        f"where it is with 'path: {place}' in the benchmark's prompts"
     )
 
 

@@ -142,7 +142,7 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool) -> Resolved:
             lacking[f"prompts.{label}"] = str(error)
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
-    problems += _same_name(prompts)
+    problems += _two_texts(prompts)
     metrics = _metrics(benchmark, problems)
     methods = {}
     for label, method in benchmark.methods.items():
@@ -172,17 +172,19 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool) -> Resolved:
     return Resolved(benchmark, models, methods, prompts, metrics, search, lacking)
 
 
-def _same_name(prompts: dict[str, PromptSet]) -> list[str]:
-    """Prompts of two files under one set's name would share their ids, noise and samples."""
+def _two_texts(prompts: dict[str, PromptSet]) -> list[str]:
+    """Two texts under one id of one set (another file or column) would share their noise and their samples."""
     found = []
-    first: dict[str, str] = {}
+    first: dict[tuple[str, str], tuple[str, str]] = {}
     for label, chosen in prompts.items():
-        other = first.setdefault(chosen.id, label)
-        if list(prompts[other].files.values()) != list(chosen.files.values()):
-            found.append(
-                f"prompts.{label}: is set {chosen.id!r} like prompts.{other}, but from another file: call one of them "
-                f"otherwise, {{set: NAME, path: FILE}}"
-            )
+        for prompt in chosen.prompts:
+            other, text = first.setdefault((chosen.id, prompt.id), (label, prompt.text))
+            if text != prompt.text:
+                found.append(
+                    f"prompts.{label}: prompt {prompt.id!r} of set {chosen.id!r} reads {prompt.text[:80]!r}, in "
+                    f"prompts.{other} {text[:80]!r}: give one of the two a set of its own, {{set: NAME, path: FILE}}"
+                )
+                break
     return found
 
 

@@ -230,6 +230,9 @@ def _grown(kept: dict[str, Any] | None, resolved: Resolved, source: Path) -> dic
     """The benchmark that the run folder holds from now on: all that it held, and all that is asked for."""
     asked = resolved.benchmark.model_dump(mode="json", exclude_unset=True)
     asked |= {"source": str(source.resolve()), "definitions": resolved.definitions()}
+    for label, prompts in resolved.prompts.items():
+        if prompts.revision is not None:  # so that the run finds again what it was made from
+            asked["prompts"][label]["revision"] = prompts.revision
     if kept is None:
         return asked
     grown = kept | asked

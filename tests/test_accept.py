@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from harness import prompts, run
+from harness import benchmark, prompts, run
 from harness.analysis.figures import must_blur
 from harness.benchmark import PromptSpec
 from harness.display import Display
@@ -28,7 +30,7 @@ def write(folder: Path, name: str = "some", **blocks: Any) -> str:
         "prompts": blocks, "sampler": {"steps": 2}, "methods": {"plain": {}},
     }
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return str(path)
 
 
@@ -93,20 +95,56 @@ def test_accept_says_what_to_write_for_it(
     assert "did you mean 'draw'" in err
 
 
-def test_a_changed_text_is_refused_and_a_longer_file_is_not(folder: Path) -> None:
-    mine = {"set": "mine.txt"}
-    path = write(folder, "grows", mine=mine)
-    go(path, folder)
-    (folder / "mine.txt").write_text("a green star\na red ring\na blue cross\n")
-    assert len(go(path, folder).rows) == 3
-    kept = Store(folder / "results" / "grows").read_benchmark()
+def test_a_changed_text_is_refused_and_a_longer_file_is_not(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    path, mine = str(copy / "some.yaml"), copy / "mine.txt"
+    mine.write_text("a green star\na red ring\na blue cross\n")
+    assert len(go(path, copy, accept=("draw",)).rows) == 6
+    kept = Store(copy / "results" / "some").read_benchmark()
     assert kept is not None
-    now = hashlib.sha256((folder / "mine.txt").read_bytes()).hexdigest()
+    now = hashlib.sha256(mine.read_bytes()).hexdigest()
     assert kept["definitions"]["prompts"]["mine"]["files"] == {"mine.txt": now}
-    (folder / "mine.txt").write_text("a green star\na red square\na blue cross\n")
+    mine.write_text("a green star\na red square\na blue cross\n")
     with pytest.raises(HarnessError, match=r"prompts\.mine: prompt '1' reads 'a red square' now, but 'a red ring'"):
-        go(path, folder)
-    (folder / "mine.txt").write_text("a green star\na red ring\n")
+        go(path, copy, accept=("draw",))
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ("drawbench", {"set": "drawbench"}),
+        ("lists/mine.csv", {"set": "mine", "path": "lists/mine.csv"}),
+        ({"set": "a.JSONL", "first": 2}, {"set": "a", "path": "a.JSONL", "first": 2}),
+        ("folder/of.texts/", {"set": "of", "path": "folder/of.texts/"}),
+        ("hub:a/b", {"set": "hub:a/b"}),
+        ({"set": "drawbench", "accept": HASH}, {"set": "drawbench", "accept": [HASH]}),
+    ],
+)
+def test_a_prompt_set_in_one_line(block: Any, expected: dict[str, Any]) -> None:
+    assert PromptSpec.model_validate(block).model_dump(exclude_unset=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        ({"set": "a.csv", "path": "b.csv"}, "prompts.x: the file stands here twice: as set 'a.csv' and as path"),
+        ("my list.csv", "prompts.x.set: 'my list' cannot name a prompt set"),
+        ("hub:name", "prompts.x.set: expected hub:ORGANISATION/NAME, got 'hub:name'"),
+        ({"set": "a.csv", "split": "test"}, "prompts.x: 'split' has no meaning for a file here"),
+        ({"set": "hub:a/b", "accept": HASH}, "prompts.x: 'accept' has no meaning for a data set on the Hub"),
+        ({"set": "a.csv", "columns": {"txt": "b"}}, "prompts.x: columns: no role 'txt': did you mean 'text'"),
+        ({"set": "a.csv", "columns": {"id": "b"}}, "prompts.x: columns: say which column is the text"),
+        ({"set": "a.csv", "accept": "abc"}, "prompts.x.accept.0: String should match pattern"),
+        ({"set": "a.csv", "first": 1, "sample": 1}, "prompts.x: give 'first' or 'sample', not both"),
+        ({"set": "a.csv", "colums": {}}, "prompts.x.colums: unknown key: did you mean 'columns'?"),
+        (7, "prompts.x: Input should be"),
+    ],
+)
+def test_what_a_prompts_block_may_not_say(block: Any, expected: str) -> None:
+    models = {"m": {"family": "f", "weights": "w"}}
+    content = {"name": "n", "models": models, "prompts": {"x": block}, "methods": {"a": {}}}
+    with pytest.raises(HarnessError, match=re.escape(f"a.yaml: {expected}")):
+        benchmark.parse(content, "a.yaml")
 
 
 def test_a_moved_file_keeps_its_samples(folder: Path, tmp_path: Path) -> None:
@@ -130,13 +168,19 @@ def test_the_mark_lands_in_the_run_and_decides_what_is_blurred(
     assert [entry["nsfw"] for entry in report["prompts"]] == [True]
 
 
-def test_two_files_of_one_set_s_name_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_texts_under_one_id_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "mine.txt").write_text("something else\n")
-    path = write(folder, "twice", one="mine.txt", two="sub/mine.txt")
+    (folder / "both.csv").write_text("en,de\na red ring,ein roter Ring\n")
+    path = write(
+        folder, "twice", one="mine.txt", two="sub/mine.txt", again={"set": "mine.txt", "first": 1},
+        en={"set": "both.csv", "columns": {"text": "en"}}, de={"set": "both.csv", "columns": {"text": "de"}},
+    )
     code, _, err = harness(capsys, "check", path)
     assert code == 2
-    assert "prompts.two: is set 'mine' like prompts.one, but from another file" in err
+    assert "prompts.two: prompt '0' of set 'mine' reads 'something else', in prompts.one 'a green star'" in err
+    assert "prompts.de: prompt '0' of set 'both' reads 'ein roter Ring', in prompts.en 'a red ring'" in err
+    assert len(err.splitlines()) == 2
 
 
 @pytest.mark.parametrize(

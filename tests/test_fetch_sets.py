@@ -15,10 +15,11 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from harness import artifacts, download, fetch, manifest, prompts, weights
+from harness import artifacts, benchmark, download, fetch, manifest, prompts, run, weights
 from harness.artifacts import Artifact, File
 from harness.benchmark import PromptSpec
 from harness.errors import HarnessError, Lacking
+from harness.resolve import resolve
 from tests.command import harness
 from tests.loopback import Page, Server, serving
 
@@ -143,7 +144,7 @@ def test_offline_it_is_said_where_to_put_what(things: str, server: Server, home:
     server.shutdown()
     server.server_close()
     said = failure(things)
-    assert f"get list.csv from {server.url}/list.csv and put it into {home / things}" in said
+    assert f"get {server.url}/list.csv and put that here as {home / things / 'list.csv'}" in said
 
 
 def test_a_file_without_an_address_is_described(
@@ -335,6 +336,47 @@ def test_the_hub_s_own_cache_is_looked_into_offline(hub: Server, tmp_path: Path)
     hub.server_close()
     found = load()
     assert (found.id, found.revision, len(found.prompts)) == ("org--captions--default--test", "abc123", 2)
+
+
+def test_commits_of_a_hub_data_set_are_kept_apart(hub: Server) -> None:
+    assert load(split="test").revision == "c0ffee"
+    hub.repository(BOTH, {"default/test/0000.parquet": parquet(70, 1)}, "beef", kind="datasets", branch=CONVERTED)
+    assert load(split="test").revision == "c0ffee"  # what is here stays in use
+    newer = load(split="test", revision="beef")
+    assert (newer.revision, [p.text for p in newer.prompts]) == ("beef", ["caption 70"])
+    assert len(load(split="test", revision="c0ffee").prompts) == 2
+    with pytest.raises(HarnessError, match="is here in 2 states: say which with 'revision:', of beef, c0ffee"):
+        load(split="test")
+
+
+def test_a_run_keeps_the_commit_that_it_was_made_from(hub: Server, tmp_path: Path) -> None:
+    content = {
+        "name": "some", "models": {"sd": {"family": "stable_diffusion", "weights": "builtin:shapes-sd"}},
+        "prompts": {"tests": {"set": f"hub:{BOTH}", "split": "test"}}, "methods": {"plain": {}},
+    }
+    resolved = resolve(benchmark.parse(content, "some.yaml"), tmp_path / "some.yaml")
+    kept = run._grown(None, resolved, tmp_path / "some.yaml")
+    assert kept["prompts"]["tests"] == {"set": f"hub:{BOTH}", "split": "test", "revision": "c0ffee"}
+    assert kept["definitions"]["prompts"]["tests"]["revision"] == "c0ffee"
+    benchmark.parse({key: kept[key] for key in content}, "again")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (403, "GatedRepo", rf"/datasets/{BOTH} is gated .*accept the licence at http://127.*/datasets/{BOTH} and set"),
+        (401, "RepoNotFound", rf"/datasets/{BOTH}: no such repository, or a private one"),
+    ],
+)
+def test_what_the_hub_refuses(status: int, code: str, message: str, hub: Server) -> None:
+    refused = Page(status=status, headers={"X-Error-Code": code})
+    hub.pages[f"/api/datasets/{BOTH}/revision/{CONVERTED}"] = refused
+    with pytest.raises(HarnessError, match=message):
+        load(split="test")
+    hub.repository(BOTH, {"default/test/0000.parquet": parquet(0, 1)}, kind="datasets", branch=CONVERTED)
+    hub.pages[f"/datasets/{BOTH}/resolve/c0ffee/default/test/0000.parquet"] = refused
+    with pytest.raises(HarnessError, match=message):
+        load(split="test")
 
 
 def test_a_check_does_not_fetch(hub: Server, home: Path) -> None:

@@ -45,7 +45,7 @@ REAL = {
 SHEET = {
     "coco-30k": (30000, 0, "000000399516", 29495), "coco-5k": (5000, 0, "000000328433", None),
     "dpg-bench": (1065, 0, "whoops9", None), "drawbench": (200, 11, "199", 200), "geneval": (553, 6, "552", None),
-    "hpdv2": (3200, 4, "photo/799", None), "hpdv2-golden-noise": (400, 0, "399", None),
+    "hpdv2": (3200, 4, "photo/799", 3172), "hpdv2-golden-noise": (400, 0, "399", None),
     "imagenet": (1000, 0, "999", 999), "imagereward": (100, 0, "000562-0011", None),
     "noise-diffusion-simple": (276, 3, "objects/65", 276), "noise-diffusion-complex": (100, 0, "99", None),
     "partiprompts": (1632, 12, "1631", 1632), "pick-a-pic": (500, 0, "499", 500),
@@ -568,9 +568,9 @@ def test_images_in_a_parquet_file_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_missing_set_says_where_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_PROMPTS", str(tmp_path))
-    with pytest.raises(HarnessError, match=r"no file .*papv2.json .*'path: FILE'"):
+    with pytest.raises(HarnessError, match=r"not on this machine \(papv2\.json .*'path: FILE'"):
         load("pick-a-pic-v2")
-    with pytest.raises(HarnessError, match=r"expected color_val.txt, shape_val.txt.*'path: FOLDER'"):
+    with pytest.raises(HarnessError, match=r"color_val.txt, shape_val.txt.*'path: FOLDER'"):
         load("t2i-compbench", tmp_path)
 
 
