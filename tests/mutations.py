@@ -588,6 +588,17 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("max(image.size) / 4", "max(image.size) / 20"),
         ('definition.get("nsfw", True)', 'definition.get("nsfw", False)'),
     ],
+    ("estimate.py", "tests/test_check.py"): [
+        ("methods) / 3600", "methods) / 60"),
+        ("sum(side(spec) ** 2 for", "sum(side(spec) for"),
+        ("everything * len(features) *", "samples * len(features) *"),
+        ("(1 + len(features) + len(scores))", "(1 + len(scores))"),
+        ("(side(spec) / at) ** 2", "(side(spec) / at)"),
+    ],
+    ("resolve.py", "tests/test_check.py"): [
+        ("if fetch:\n        problems += [f", "if not fetch:\n        problems += [f"),
+        ("return _resolve(benchmark, source, fetch=False)", "return _resolve(benchmark, source, fetch=True)"),
+    ],
 }
 MUTATIONS = [Mutation(file, old, new, test) for (file, test), pairs in _PAIRS.items() for old, new in pairs]
 

@@ -40,6 +40,19 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def test_the_estimate_is_plain_arithmetic(bare: None, capsys: pytest.CaptureFixture[str]) -> None:
+    report = json.loads(harness(capsys, "check", "noiserefine-table2", "--json", "--throughput", "50")[1])
+    evaluations = 30_000 * (20 + 21 + 40)
+    assert report["cost"] == {
+        "samples": 90_000, "nfe": evaluations, "judged": 0,
+        "files": 3 * 30_000 // 16 * 2,  # shards of two micro-batches of 8, each with images and features
+        "gpu_hours": round(evaluations / 50 / 3600, 2), "evaluations_per_second": {"sd21": 50.0}, "assumed": False,
+        "images_gb": round(90_000 * 768**2 * 1.4 / 1e9, 2), "features_gb": round(90_000 * 2048 * 4 / 1e9, 2),
+    }
+    said = harness(capsys, "check", "noiserefine-table2")[1].splitlines()
+    assert line(said, "time      ").endswith("sd21 55.6 (assumed; --throughput takes yours)")  # 100 / (0.8 * 1.5**2)
+
+
 @pytest.mark.parametrize("name", list(NFE))
 def test_check_lists_all_that_a_bare_machine_lacks(
     name: str, bare: None, capsys: pytest.CaptureFixture[str]
@@ -76,17 +89,6 @@ def line(lines: list[str], start: str) -> str:
 def test_a_reference_that_was_not_made_is_told(bare: None, capsys: pytest.CaptureFixture[str]) -> None:
     said = harness(capsys, "check", "noiserefine-table2")[1]
     assert "`harness reference coco-val2014 --images FOLDER --metric fid` makes it" in said
-
-
-def test_the_estimate_is_plain_arithmetic(bare: None, capsys: pytest.CaptureFixture[str]) -> None:
-    report = json.loads(harness(capsys, "check", "noiserefine-table2", "--json", "--throughput", "50")[1])
-    evaluations = 30_000 * (20 + 21 + 40)
-    assert report["cost"] == {
-        "samples": 90_000, "nfe": evaluations, "judged": 0,
-        "files": 3 * 30_000 // 16 * 2,  # shards of two micro-batches of 8, each with images and features
-        "gpu_hours": round(evaluations / 50 / 3600, 2), "evaluations_per_second": {"sd21": 50.0}, "assumed": False,
-        "images_gb": round(90_000 * 768**2 * 1.4 / 1e9, 2), "features_gb": round(90_000 * 2048 * 4 / 1e9, 2),
-    }
 
 
 def test_a_run_on_a_bare_machine_is_refused(

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import benchmark, manifest, registry, run
+from harness import benchmark, check, manifest, registry, run
 from harness.diffusion.base import Step
 from harness.display import Display
 from harness.guidance.base import COND, UNCOND
 
 DOCS = Path(__file__).parent.parent / "docs"
+LONG_COUNTED = {"noise-optimisation-figure8", "noise-optimisation-figure8-shapes"}  # seconds each
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -71,3 +72,21 @@ def test_the_page_of_prompt_sets_has_a_row_for_each() -> None:
     for name in manifest.known():
         count = manifest.load(name).rows
         assert table[name] == ("not known" if count is None else f"{count:,}"), name
+
+
+def test_the_benchmarks_cost_what_the_page_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HARNESS_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HARNESS_PROMPTS", str(tmp_path))
+    lines = [text.split("|") for text in (DOCS / "benchmarks.md").read_text().splitlines() if text.startswith("| `")]
+    rows = {cells[1].strip(" `"): [cell.strip() for cell in cells] for cells in lines}
+    shipped = {path.stem for path in benchmark.resources("benchmarks").glob("*.yaml")}
+    assert rows.keys() == shipped - {"shapes", "shapes-noise"}
+    for name in rows.keys() - LONG_COUNTED:
+        cost = check.check(name)["cost"]
+        place = rows[name].index(f"{cost['samples']:,}")
+        evaluations, hours, disk = rows[name][place + 1 : place + 4]
+        assert evaluations == f"{cost['nfe']:,}", name
+        if cost["gpu_hours"] is not None:  # the twins have none
+            assert float(hours) == pytest.approx(cost["gpu_hours"], abs=0.051), name
+            gigabytes = cost["images_gb"] + cost["features_gb"]
+            assert float(disk.removesuffix(" GB")) == pytest.approx(gigabytes, rel=0.02, abs=0.05), name

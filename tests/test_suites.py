@@ -35,7 +35,9 @@ from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_x
 pytestmark = pytest.mark.xdist_group("suites")  # the weights are written once
 FOLDER = benchmarks.resources("benchmarks")
 RUN_ELSEWHERE = {"shapes"}  # by tests/test_wheel.py
-LONG = {"shapes-noise"}
+LONG = {  # others of the same family, methods and metrics are short
+    "shapes-noise", "noise-optimisation-figure8-shapes", "noiserefine-table3", "noise-diffusion-complex", "hpdv2-suite",
+}
 SAMPLES_OF = {  # the run whose samples a figure takes
     "noise-selection-figure3": "noise-selection-table1", "noise-optimisation-figure5": "noise-optimisation-table2",
 }
