@@ -311,7 +311,7 @@ def _grid(
         cells += [count, Cell(_nfe(nfe), {"": nfe}), Cell(_seconds(seconds), {"": seconds})]
         table.rows.append((list(key), cells))
     _rank(table, mine, places, columns, by)
-    table.caption = _caption(sizes, ci, any(r["kind"] == "distribution" for r in mine), spec.show == "win_rate")
+    table.caption = _caption(sizes, ci, any(r.get("kind") == "distribution" for r in mine), spec.show == "win_rate")
     return table
 
 
