@@ -548,6 +548,17 @@ def test_terminal_fits_its_width_and_loses_nothing(width):
     assert "[10.00, 90.00]" in text
 
 
+def test_a_published_table_agrees_where_one_row_has_three_labels_of_the_benchmark():
+    labels = {"model": ["sd"], "method": ["plain", "own_1"], "prompts": ["p", "q"]}
+    assert beside.agreement(THEIRS, labels) is None
+    assert beside.agreement(THEIRS.assign(prompts="any"), labels) is None
+    assert "there plain, initno, tuned" in beside.agreement(THEIRS, labels | {"method": ["own_1"]})
+    assert "here r, there p" in beside.agreement(THEIRS, labels | {"prompts": ["r"]})
+    # Each label is one of the benchmark's somewhere, but no row has all three.
+    apart = pd.concat([THEIRS[:1].assign(model="xl"), THEIRS[1:]])
+    assert beside.agreement(apart, labels) is not None
+
+
 # ---- from the benchmark file to the table ----
 
 FILE = """
