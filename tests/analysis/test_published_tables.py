@@ -382,6 +382,7 @@ def test_win_rates_count_prompts_and_ties_half():
                             scale={"hps": 100.0, "human": 100.0})
     main, paired = tables.laid_out(w, TableSpec(show="win_rate", baseline="plain"))
     assert main.title == "Win rates against plain"
+    assert [c.direction for c in main.columns if c.key == "fid_x"] == [1]  # its own direction is the other
     assert main.caption.startswith("n = 2 prompts a row; values: the share of prompts")
     assert texts(main) == {
         "tuned": {"hps published": "65", "hps ours": "75.00", "hps difference": "+10.00", "fid_x": "–",
