@@ -153,7 +153,8 @@ def terminal(table: Table, width: int = 100) -> Group:
     """A table for a terminal of `width` columns, its footnotes after it.
 
     Labels that never change stand in the title, long heads break at hyphens. A table that is too wide goes on
-    below itself with the columns that are left; where not even one fits, every row becomes a block of lines.
+    below itself with the columns that are left, published, ours and difference together; where not even one fits,
+    every row becomes a block of lines.
     """
     fixed = [i for i in range(len(table.labels)) if len({labels[i] for labels, _ in table.rows}) == 1]
     if len(fixed) == len(table.labels):

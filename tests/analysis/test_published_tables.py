@@ -382,6 +382,7 @@ def test_win_rates_count_prompts_and_ties_half():
                             scale={"hps": 100.0, "human": 100.0})
     main, paired = tables.laid_out(w, TableSpec(show="win_rate", baseline="plain"))
     assert main.title == "Win rates against plain"
+    assert [c.direction for c in main.columns if c.key == "fid_x"] == [1]  # its own direction is the other
     assert main.caption.startswith("n = 2 prompts a row; values: the share of prompts")
     assert texts(main) == {
         "tuned": {"hps published": "65", "hps ours": "75.00", "hps difference": "+10.00", "fid_x": "–",
@@ -546,6 +547,17 @@ def test_terminal_fits_its_width_and_loses_nothing(width):
     assert "…" not in text
     assert text.count("26.25") == 4  # initno, of two models and two prompt sets
     assert "[10.00, 90.00]" in text
+
+
+def test_a_published_table_agrees_where_one_row_has_three_labels_of_the_benchmark():
+    labels = {"model": ["sd"], "method": ["plain", "own_1"], "prompts": ["p", "q"]}
+    assert beside.agreement(THEIRS, labels) is None
+    assert beside.agreement(THEIRS.assign(prompts="any"), labels) is None
+    assert "there plain, initno, tuned" in beside.agreement(THEIRS, labels | {"method": ["own_1"]})
+    assert "here r, there p" in beside.agreement(THEIRS, labels | {"prompts": ["r"]})
+    # Each label is one of the benchmark's somewhere, but no row has all three.
+    apart = pd.concat([THEIRS[:1].assign(model="xl"), THEIRS[1:]])
+    assert beside.agreement(apart, labels) is not None
 
 
 # ---- from the benchmark file to the table ----
