@@ -363,7 +363,7 @@ def frechet_interval(
     """The jackknife interval of a Fréchet distance, prompts (`clusters`) left out in groups; never below 0.
 
     How often it covers the expectation at this n, and how wide it is: docs/statistics.md (95 % ± 2 in simulations with
-    two rows a dimension or more, up to 100 % with fewer); the simulation stands in `tests/test_frechet.py`.
+    two rows a dimension or more, 94 to 100 % with fewer); the simulation stands in `tests/test_frechet.py`.
     """
     factor = factor_of(covariance)
     found = Jackknife.of(
