@@ -393,8 +393,8 @@ def _remarks(record: Record, pairs: int, *sides: tuple[_Run, tuple[str, str, str
 
 def _beside(first: _Side, other: _Side, pair: _Pair, head: Record, notes: list[str]) -> list[Record]:
     """Differences to published numbers, in the scale in which they are printed: no rows, so no test."""
-    notes.append("published numbers have no rows to pair with: a difference without interval or test, and whether "
-                 "prompts, seeds and weights were the same cannot be checked")
+    notes.append("Published numbers have no rows to pair with: a difference without interval or test, and whether "
+                 "prompts, seeds and weights were the same cannot be checked.")
     ours, theirs = _values(first, pair.first, notes), _values(other, pair.other, notes)
     records = []
     for label in (label for label in theirs if label in ours):
