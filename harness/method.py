@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,7 @@ from harness.seeding import RowKey, normals, row_key
 
 @dataclass
 class Result:
-    """What a method made, a row each of B prompts.
-
-    `flops` counts every network: the prompt's encoding, evaluations of all denoisers, decoded and judged images, and
-    the gradients through any of them (docs/cost.md).
-    """
+    """What a method made, a row each of B prompts."""
 
     images: np.ndarray  # uint8 [B, F, H, W, 3]
     initial_noise: Tensor  # float32 [B, C, H, W] on the CPU, after the noise stage
@@ -42,7 +39,17 @@ class Result:
     nfe: np.ndarray  # int64 [B], every denoiser evaluation
     nfe_by_network: list[dict[str, int]]
     grad_evals: np.ndarray  # int64 [B], gradient passes, through the denoiser or not; none of them is in `nfe`
-    flops: np.ndarray  # float64 [B]; NaN where the judge's are not known
+    count_flops: Callable[[], np.ndarray] = field(repr=False)
+
+    @cached_property
+    def flops(self) -> np.ndarray:
+        """Floating-point operations, float64 `[B]`; NaN where the judge's are not known.
+
+        Every network counts: the prompt's encoding, evaluations of all denoisers, decoded and judged images, and the
+        gradients through any of them (docs/cost.md). What one of each costs is measured when this is first asked for
+        in a process, so that it is no part of the time that making the images took.
+        """
+        return self.count_flops()
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class Method:
                 {name: int(counts[row]) for name, counts in counter.by_network.items()} for row in range(len(prompts))
             ],
             grad_evals=counter.gradients,
-            flops=_flops(model, counter, self.judge, images.shape[1:]),
+            count_flops=lambda: _flops(model, counter, self.judge, images.shape[1:]),
         )
 
     def _context(
