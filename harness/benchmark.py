@@ -292,9 +292,9 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def resources(kind: str) -> Path:
     """The folder `benchmarks`, `datasets`, `published` or `leaderboard`: inside an installed package, or in a checkout
-    beside it, the last two under results/."""
+    beside it; the last two under results/."""
     package = Path(str(files("harness")))
-    places = (package / kind, package.parent / "results" / kind)
+    places = [root / name for root in (package, package.parent) for name in (kind, f"results/{kind}")]
     return next((place for place in places if place.is_dir()), package.parent / kind)
 
 

@@ -46,6 +46,7 @@ def test_every_unit_once_and_the_same_on_two_workers_as_in_this_process(cluster:
     )
 
 
+@pytest.mark.long  # tests/test_resume.py kills real workers in every run of the tests
 def test_a_killed_worker_costs_the_unit_in_hand(cluster: None, tmp_path: Path) -> None:
     job, mark, lost = make_job(tmp_path / "run"), tmp_path / "mark", tmp_path / "lost"
     units = [unit([f"a {i}"] * 2, f"0-{i}-{i}", batch=2) for i in range(8)]

@@ -55,6 +55,6 @@ def test_the_wheel_runs_a_benchmark_of_what_it_carries(site: Path, tmp_path: Pat
 def test_the_wheel_carries_its_data(site: Path) -> None:
     names = {path.relative_to(site / "harness").as_posix() for path in (site / "harness").rglob("*") if path.is_file()}
     assert {"benchmarks/shapes.yaml", "datasets/shapes.yaml", "datasets/shapes.jsonl"} <= names
-    assert "published/noise-selection-table1.yaml" in names
+    assert "results/published/noise-selection-table1.yaml" in names
     assert "shapes/weights/shapes-sd/model_index.json" in names
-    assert {"leaderboard/shapes.jsonl", "leaderboard.py", "analysis/leaderboard.html.j2"} <= names
+    assert {"results/leaderboard/shapes.jsonl", "leaderboard.py", "analysis/leaderboard.html.j2"} <= names
