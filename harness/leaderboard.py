@@ -118,8 +118,8 @@ def add(run_name: str, *, results: Path, own: Path | None = None) -> Added:
 def beside(outcome: run.Outcome, own: Path | None = None) -> tuple[Arranged, list[str]]:
     """A run's values among the leaderboard's rows of the same models, prompts, seeds and metrics; and why the other
     rows of these prompts and models are left out."""
-    store, resolved = run.opened(str(outcome.root), outcome.root.parent)
-    mine = rows_of(store, resolved, outcome)
+    assert outcome.resolved is not None
+    mine = rows_of(Store(outcome.root), outcome.resolved, outcome)
     if not mine:
         raise HarnessError("nothing was scored, so there is nothing to set beside the leaderboard")
     kept: list[Row] = []

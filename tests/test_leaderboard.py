@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from harness import benchmark as benchmarks
-from harness import leaderboard, own_method
+from harness import leaderboard, own_method, run
 from harness.analysis import leaderboard as board
 from harness.analysis import published
+from harness.display import Display
 from harness.errors import HarnessError
 from harness.run import table
 from tests.command import harness
@@ -134,8 +135,6 @@ def test_rows_without_a_value_are_told(folder: Path) -> None:
 
 
 def test_a_value_without_n_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness import run
-
     def without_n(*given: object) -> run.Outcome:
         outcome = real(*given)  # type: ignore[arg-type]
         outcome.records[0]["n"] = 0
@@ -212,6 +211,18 @@ def test_a_new_method_is_run_alone_and_stands_beside_the_board(
     sys.modules.pop("mine_of_this_test")
     code, out, _ = harness(capsys, "table", "base", "--results", str(folder / "results"))  # finds the file again
     assert (code, "Mine" in out) == (0, True)
+
+
+def test_a_narrow_run_in_a_wide_folder_has_rows_of_its_own_plan(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "results" / "base", tmp_path / "base")
+    with Display(quiet=True) as display:
+        outcome = run.run(str(folder / "base.yaml"), results=tmp_path, display=display, workers=0, limit=2,
+                          method="small_plugins:Shrink")
+    arranged, notes = leaderboard.beside(outcome, folder / "board")
+    assert {(row.method, row.n, row.prompts.n, row.seeds) for row in arranged.rows} == {
+        ("Shrink (this run)", 2, 2, (0,))
+    }
+    assert notes == ["6 rows left out: other prompts of things: 6, here 2"]
 
 
 FOREIGN = board.Prompts(set="things", n=6, selection="0" * 64)
