@@ -67,6 +67,9 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("(row.line_key, row.digests) == (other.line_key, other.digests)", "row.line_key == other.line_key"),
         ("return row.prompts.selection, row.seeds, row.seeding", "return row.prompts.selection, row.seeding"),
     ],
+    ("analysis/layout.py", "tests/analysis/test_leaderboard.py"): [
+        ('if record.get("judge") or judges', "if judges"),
+    ],
     ("noise/cosine.py", "tests/noise/test_selection.py"): [
         ("a.norm(dim=1) * b.norm(dim=1)", "a.norm(dim=1) ** 2"),
         ("a, b = a.flatten(1).double(), b.flatten(1).double()", "a, b = a.flatten(1), b.flatten(1)"),

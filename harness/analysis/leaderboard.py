@@ -34,7 +34,7 @@ Place = tuple[str, str, str]  # prompts, model, method, as shown
 SOURCE = "source"  # the column that says where a row comes from
 COSTS = ("nfe", "flops", "seconds")
 CAPTION = "n: images; NFE: denoiser evaluations an image; s/image: seconds to generate one, on the device of the row."
-NUMBERED = " (2) behind a label: another model or method of that name, other prompts of that number, or other seeds."
+NUMBERED = " (2) behind a label: another model, method or published table, other prompts of that number, other seeds."
 CI_CAPTION = " [95 % interval], prompts resampled (distribution metrics: prompts left out by jackknife)."
 MEASURED = ("n", "seeds", "metric_digest")  # and the prompts' n and selection
 
@@ -66,11 +66,12 @@ class Provenance(_Strict):
 
 
 class Citation(_Strict):
-    """Where a published value was read."""
+    """Where a published value was read; `note`: what a reader must know of it, such as a misprint."""
 
     paper: Annotated[str, Field(min_length=1)]
     table: str
     source: str
+    note: str | None = None
 
 
 class Row(_Strict):
@@ -376,6 +377,9 @@ def lay_out(arranged: Arranged, *, ci: bool = False, sources: bool = False) -> B
                 if column in mine:
                     cell.text = cell.text.removesuffix(" [–]")
                     cell.marks += [] if sources else [table.note(f"published: {_source(one)}")]
+                    cited_in = mine[column].citation
+                    if cited_in is not None and cited_in.note:
+                        cell.marks.append(table.note(cited_in.note))
         if sources:
             cells.append(Cell(_source(one)))
     if sources:
