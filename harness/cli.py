@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 some shards or metrics failed; 2 the request itself was wr
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -95,6 +96,10 @@ def run(
     """
     from harness import run as runner
 
+    if board is not None and against is None:
+        raise HarnessError("--board belongs to --against: add --against leaderboard")
+    if against is not None:
+        _apart("--against", {"--json": as_json})
     with Display() as display:
         outcome = runner.run(
             benchmark, results=results, display=display, limit=limit, workers=workers, address=address,
@@ -110,7 +115,8 @@ def run(
         from harness.analysis import tables
 
         arranged, notes = boards.beside(outcome, board)
-        tables.show_tables([rows.lay_out(arranged, ci=ci).table])
+        if arranged.rows:
+            tables.show_tables([rows.lay_out(arranged, ci=ci).table])
         typer.echo("\n".join(notes))
     _finish(outcome.failures)
 
@@ -225,7 +231,12 @@ def leaderboard(
     from harness.analysis import leaderboard as layout
     from harness.analysis import tables
 
+    if page is not None:
+        _apart("--html", {"--json": as_json})
     if add is not None:
+        filters = {"--model": model, "--method": method, "--prompts": prompts, "--metric": metric, "--sort": sort}
+        forms = {"--top": top, "--published": published, "--html": page, "--ci": ci, "--json": as_json}
+        _apart("--add", {**filters, **forms})
         typer.echo(boards.add(add, results=results, own=board).text())
         return
     chosen = boards.shown(
@@ -402,6 +413,13 @@ def _train_refiner(recipe: str, folder: Path, processes: int, device: str) -> No
             chosen, folder, here=here, processes=processes, device=device, display=display, progress=Steps()
         )
     typer.echo(json.dumps(figures, indent=1))
+
+
+def _apart(option: str, others: Mapping[str, object]) -> None:
+    """Refuses an option beside one of `others` that is given."""
+    for name, value in others.items():
+        if value not in (None, False):
+            raise HarnessError(f"{option} cannot be given with {name}: give one of the two")
 
 
 def _finish(failures: list[str]) -> None:

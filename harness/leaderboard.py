@@ -61,7 +61,7 @@ def cited() -> list[Row]:
         Row(
             model=row["model"], method=row["method"], prompts=Prompts(set=row["prompts"]), metric=row["metric"],
             higher_is_better=higher_is_better(row["metric"]), value=row["value"] / row["scale"],
-            citation=Citation(paper=row["paper"], table=row["table"], source=row["source"]),
+            citation=Citation(paper=row["paper"], table=row["table"], source=row["source"], note=row["note"] or None),
         )
         for row in table[table["quantity"] == "value"].to_dict("records") if row["metric"] in known
     ]
@@ -103,7 +103,11 @@ def add(run_name: str, *, results: Path, own: Path | None = None) -> Added:
         raise HarnessError(f"{run_name} has no values to add: score it first, `harness score {run_name}`")
     folder = own or OWN
     fresh = board.add(folder, new, [other for other in boards(own) if other.resolve() != folder.resolve()])
-    notes = []
+    made = {(record["model"], record["method"], record["prompts"]) for record in outcome.records}
+    notes = [
+        f"{cell.method} ({cell.model} on {cell.prompts}): not added: it has no images"
+        for cell in resolved.cells() if (cell.model, cell.method, cell.prompts) not in made
+    ]
     for record in outcome.records:
         place = f"{record['method']} by {record['metric']} ({record['model']} on {record['prompts']})"
         if record["group"] is None and record["value"] is None:
@@ -117,23 +121,36 @@ def add(run_name: str, *, results: Path, own: Path | None = None) -> Added:
 
 def beside(outcome: run.Outcome, own: Path | None = None) -> tuple[Arranged, list[str]]:
     """A run's values among the leaderboard's rows of the same models, prompts, seeds and metrics; and why the other
-    rows of these prompts and models are left out."""
-    store, resolved = run.opened(str(outcome.root), outcome.root.parent)
-    mine = rows_of(store, resolved, outcome)
+    rows of these prompts and models are left out. No rows where nothing was scored and the outcome's failures say why.
+
+    Raises:
+        HarnessError: nothing was scored, though nothing failed.
+    """
+    assert outcome.resolved is not None
+    mine = rows_of(Store(outcome.root), outcome.resolved, outcome)
     if not mine:
-        raise HarnessError("nothing was scored, so there is nothing to set beside the leaderboard")
+        nothing = "nothing was scored, so there is nothing to set beside the leaderboard"
+        if outcome.failures:
+            return board.arrange([]), [nothing]
+        raise HarnessError("\n".join([nothing, *dict.fromkeys(
+            f"  {r['method']} by {r['metric']}: {r['reason']}" for r in outcome.records if r["reason"]
+        )]))
+    same = {row.key: row for row in mine}
+    notes: list[str] = []
     kept: list[Row] = []
     others: dict[str, list[Row]] = {}
     for row in rows(own):
         near = [other for other in mine if (other.model, other.prompts.set) == (row.model, row.prompts.set)]
-        if not near or row.key in {other.key for other in mine}:
+        if not near or (row.key in same and row.agrees(same[row.key])):
             continue
+        if row.key in same:
+            notes.append(f"the leaderboard says something else: {board.clash(row, same[row.key])}")
         reasons = [_unlike(row, other) for other in near if other.metric == row.metric] or ["another metric"]
         if "" in reasons:
             kept.append(row)
         else:
             others.setdefault(reasons[0], []).append(row)
-    notes = [f"{len(some)} row{'s' * (len(some) > 1)} left out: {reason}" for reason, some in others.items()]
+    notes += [f"{len(some)} row{'s' * (len(some) > 1)} left out: {reason}" for reason, some in others.items()]
     if any(not record["trained"] for record in outcome.records):
         notes.insert(0, "random weights: the numbers of this run say nothing about a trained model")
     return board.arrange([row.model_copy(update={"method": f"{row.method} (this run)"}) for row in mine] + kept), notes
@@ -161,7 +178,7 @@ def _seeds(row: Row) -> str:
 
 
 def _refuse(run_name: str, resolved: Resolved, outcome: run.Outcome) -> None:
-    """Refuses a run that is no result: random weights, images still to be made."""
+    """Refuses a run that is no result: random weights, some images of a cell still to be made."""
     problems = []
     random = dict.fromkeys(r["model"] for r in outcome.records if not r["trained"])
     if random:

@@ -55,6 +55,7 @@ class Outcome:
     published: pd.DataFrame | None = None  # rows of harness.analysis.published
     candidates: dict[str, int] = field(default_factory=dict)  # by method that only samples: how many noises
     root: Path = Path()  # the run folder
+    resolved: Resolved | None = None  # what was asked for; the run folder may hold more
 
     def print_tables(self, ci: bool = False, groups: bool = False) -> None:
         """Prints every table of the benchmark on the terminal."""
@@ -442,7 +443,7 @@ def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list
     candidates = {label: m.candidates for label, m in resolved.methods.items() if m.candidates is not None}
     outcome = Outcome(
         records, resolved.benchmark.tables, rows, kept, infos, judges, failures,
-        pd.concat(theirs, ignore_index=True) if theirs else None, candidates, store.root,
+        pd.concat(theirs, ignore_index=True) if theirs else None, candidates, store.root, resolved=resolved,
     )
     store.write_table("records.json", json.dumps(records, indent=1))
     for number, spec in enumerate(outcome.specs):

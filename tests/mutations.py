@@ -55,14 +55,20 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('record["nfe"] / record["nfe_against"] if', 'record["nfe_against"] / record["nfe"] if'),
     ],
     ("analysis/leaderboard.py", "tests/analysis/test_leaderboard.py"): [
-        ("(r.n, r.provenance and", "(0, r.provenance and"),
+        ("(self.n, self.digests) ==", "(other.n, self.digests) =="),
         ("math.isclose(self.value, other.value", "math.isclose(self.value, self.value"),
         ("if row.key not in known]", "]"),
         ("for _, row in _rows(path)] + ", "for _, row in _rows(path)][:0] + "),
         ("sign = -1 if", "sign = 1 if"),
         ("return value is None, 0.0", "return value is not None, 0.0"),
         ("(self.low is None) != (self.high is None)", "False"),
-        ("with filelock.FileLock(folder / \".lock\"):", "if True:"),
+        ("    with held:", "    held.lock.release()\n    if True:"),
+        ("if other.digests != row.digests]", "if False]"),
+        ("(row.line_key, row.digests) == (other.line_key, other.digests)", "row.line_key == other.line_key"),
+        ("return row.prompts.selection, row.seeds, row.seeding", "return row.prompts.selection, row.seeding"),
+    ],
+    ("analysis/layout.py", "tests/analysis/test_leaderboard.py"): [
+        ('if record.get("judge") or judges', "if judges"),
     ],
     ("noise/cosine.py", "tests/noise/test_selection.py"): [
         ("a.norm(dim=1) * b.norm(dim=1)", "a.norm(dim=1) ** 2"),

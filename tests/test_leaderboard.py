@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import yaml
 
 from harness import benchmark as benchmarks
-from harness import leaderboard, own_method
+from harness import leaderboard, own_method, run
 from harness.analysis import leaderboard as board
 from harness.analysis import published
+from harness.display import Display
 from harness.errors import HarnessError
 from harness.run import table
 from tests.command import harness
@@ -133,9 +135,15 @@ def test_rows_without_a_value_are_told(folder: Path) -> None:
     assert not (folder / "nothing").exists()
 
 
-def test_a_value_without_n_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness import run
+def test_a_method_without_any_image_is_told(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "results" / "base", tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "images" / "sd" / "plain")
+    added = leaderboard.add("base", results=tmp_path, own=tmp_path / "board")
+    assert {"cfg", "best"} <= {row.method for row in added.rows} <= {"cfg", "best", "Mine"}
+    assert added.notes[0] == "plain (sd on things): not added: it has no images"
 
+
+def test_a_value_without_n_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_n(*given: object) -> run.Outcome:
         outcome = real(*given)  # type: ignore[arg-type]
         outcome.records[0]["n"] = 0
@@ -185,6 +193,19 @@ def test_published_numbers_are_mixed_in_at_our_scale(
         assert "n" not in row
 
 
+def test_a_misprint_is_told_in_the_table_and_on_the_page(
+    folder: Path, options: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    printed = published.rows("noiserefine-table1")
+    (wrong,) = printed[printed["note"].str.contains("misprint") & (printed["method"] == "guided")].to_dict("records")
+    arguments = [*options, "--published", "--model", wrong["model"], "--prompts", wrong["prompts"]]
+    out = harness(capsys, "leaderboard", *arguments, "--metric", wrong["metric"])[1]
+    assert "misprint: below the refined row" in " ".join(out.split())
+    assert harness(capsys, "leaderboard", *arguments, "--html", str(tmp_path / "page.html"))[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("misprint: below the refined row") == 1
+
+
 # ---- a method of one's own ----
 
 
@@ -212,6 +233,71 @@ def test_a_new_method_is_run_alone_and_stands_beside_the_board(
     sys.modules.pop("mine_of_this_test")
     code, out, _ = harness(capsys, "table", "base", "--results", str(folder / "results"))  # finds the file again
     assert (code, "Mine" in out) == (0, True)
+
+
+def test_a_narrow_run_in_a_wide_folder_has_rows_of_its_own_plan(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "results" / "base", tmp_path / "base")
+    with Display(quiet=True) as display:
+        outcome = run.run(str(folder / "base.yaml"), results=tmp_path, display=display, workers=0, limit=2,
+                          method="small_plugins:Shrink")
+    arranged, notes = leaderboard.beside(outcome, folder / "board")
+    assert {(row.method, row.n, row.prompts.n, row.seeds) for row in arranged.rows} == {
+        ("Shrink (this run)", 2, 2, (0,))
+    }
+    assert notes == ["6 rows left out: other prompts of things: 6, here 2"]
+
+
+def test_failures_are_shown_where_nothing_was_scored(
+    folder: Path, options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = table("base", results=folder / "results")
+    records = [record | {"value": None, "reason": "no weights"} for record in outcome.records]
+    nothing = replace(outcome, records=records)
+    with pytest.raises(HarnessError, match=r"nothing was scored(.|\n)*plain by brightness: no weights"):
+        leaderboard.beside(nothing, folder / "board")
+    monkeypatch.setattr(run, "run", lambda *_, **__: replace(nothing, failures=["generate sd/plain: it stumbled"]))
+    code, out, err = harness(capsys, "run", "base", "--against", "leaderboard", *options)
+    assert (code, out) == (1, "nothing was scored, so there is nothing to set beside the leaderboard\n")
+    assert "generate sd/plain: it stumbled" in err
+
+
+def test_a_row_of_the_board_that_says_something_else_is_shown_and_told(folder: Path, tmp_path: Path) -> None:
+    found = {(row.method, row.metric): row for row in rows(folder)}
+    plain = found["plain", "brightness"]
+    other = plain.model_copy(update={"value": plain.value + 1, "low": None, "high": None})
+    board.add(tmp_path, [other, found["cfg", "brightness"]])
+    arranged, notes = leaderboard.beside(table("base", results=folder / "results"), tmp_path)
+    shown = {place[2]: columns for place, columns in arranged.places.items()}
+    assert {method for method in shown if "this run" not in method} == {"plain"}  # cfg agrees: it stands there once
+    assert {"plain (this run)", "cfg (this run)", "best (this run)"} <= set(shown)
+    assert shown["plain"]["brightness"].value == plain.value + 1
+    assert shown["plain (this run)"]["brightness"].value == plain.value
+    assert len(notes) == 1
+    assert notes[0].startswith("the leaderboard says something else: plain by brightness (sd on things")
+
+
+@pytest.mark.parametrize(
+    ("command", "both"),
+    [
+        ("run base --against leaderboard --json", ("--against", "--json")),
+        ("run base --board here", ("--board", "--against")),
+        ("leaderboard --html page.html --json", ("--html", "--json")),
+        ("leaderboard --add base --json", ("--add", "--json")),
+        ("leaderboard --add base --html page.html", ("--add", "--html")),
+        ("leaderboard --add base --published", ("--add", "--published")),
+        ("leaderboard --add base --metric hpsv2", ("--add", "--metric")),
+        ("leaderboard --add base --top 3", ("--add", "--top")),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    command: str, both: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = harness(capsys, *command.split())
+    assert (code, out) == (2, "")
+    assert all(option in err for option in both)
+    assert list(tmp_path.iterdir()) == []
 
 
 FOREIGN = board.Prompts(set="things", n=6, selection="0" * 64)

@@ -368,7 +368,7 @@ def _value_cell(
     cell = Cell(fixed(record["value"], digits) + (interval(record, digits) if ci else ""), raw)
     if n is not None and record["n"] != n:
         cell.text += f" (n={record['n']})"
-    if judges.get(record["method"]) == record["metric"]:
+    if record.get("judge") or judges.get(record["method"]) == record["metric"]:
         cell.marks.append(table.note(_own_judge(record["method"], record["metric"])))
     if record.get("lowest"):
         cell.marks.append(table.note(f"{record['metric']}: mean of the {record['lowest']} lowest values"))

@@ -10,7 +10,7 @@ import fnmatch
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +34,7 @@ Place = tuple[str, str, str]  # prompts, model, method, as shown
 SOURCE = "source"  # the column that says where a row comes from
 COSTS = ("nfe", "flops", "seconds")
 CAPTION = "n: images; NFE: denoiser evaluations an image; s/image: seconds to generate one, on the device of the row."
+NUMBERED = " (2) behind a label: another model, method or published table, other prompts of that number, other seeds."
 CI_CAPTION = " [95 % interval], prompts resampled (distribution metrics: prompts left out by jackknife)."
 MEASURED = ("n", "seeds", "metric_digest")  # and the prompts' n and selection
 
@@ -65,11 +66,12 @@ class Provenance(_Strict):
 
 
 class Citation(_Strict):
-    """Where a published value was read."""
+    """Where a published value was read; `note`: what a reader must know of it, such as a misprint."""
 
     paper: Annotated[str, Field(min_length=1)]
     table: str
     source: str
+    note: str | None = None
 
 
 class Row(_Strict):
@@ -117,6 +119,16 @@ class Row(_Strict):
         return (*place, self.seeds, self.seeding, self.metric_digest, cited)
 
     @property
+    def line_key(self) -> Key:
+        """What names the line of a table in which the row stands: its key without the metric."""
+        return self.key[:3] + self.key[4:7] + self.key[8:]
+
+    @property
+    def digests(self) -> tuple[str, str] | None:
+        """Which model and method these labels stood for; None of a published number."""
+        return None if self.provenance is None else (self.provenance.model, self.provenance.method)
+
+    @property
     def text(self) -> str:
         """The row for people, without its value."""
         return f"{self.method} by {self.metric} ({self.model} on {prompts_text(self)})"
@@ -127,8 +139,8 @@ class Row(_Strict):
 
     def agrees(self, other: Row) -> bool:
         """Whether both say the same of one key. Seconds, dates, devices and versions may differ."""
-        identity = [(r.n, r.provenance and (r.provenance.model, r.provenance.method)) for r in (self, other)]
-        return identity[0] == identity[1] and math.isclose(self.value, other.value, rel_tol=1e-9, abs_tol=1e-12)
+        same = (self.n, self.digests) == (other.n, other.digests)
+        return same and math.isclose(self.value, other.value, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def prompts_text(row: Row) -> str:
@@ -201,25 +213,36 @@ def _rows(path: Path) -> list[tuple[int, Row]]:
 
 
 def add(folder: Path, new: Sequence[Row], others: Sequence[Path] = ()) -> list[Row]:
-    """Adds rows to the board in `folder`, all or none, and returns those that were not there yet.
+    """Adds rows to the board in `folder` and returns those that were not there yet. A file is whole or unchanged.
 
     `others` are boards that are read beside it. A row that agrees with one that is there is left out. Two that add at
     once wait for each other.
 
     Raises:
-        HarnessError: a row of the same key says something else; nothing is written.
+        HarnessError: a row of the same key says something else, or one of the same model, method, prompts and seeds
+            is of another model or method under these labels; nothing is written.
         StoreError: the board cannot be written.
     """
     with writing(folder, "--board"):
         folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".lock"):
+        held = filelock.FileLock(folder / ".lock").acquire()
+    with held:
         known: dict[Key, Row] = {}
         for board in (*others, folder):
             known |= read(board)
-        clashes = [f"  {_clash(known[row.key], row)}" for row in new if not row.agrees(known.get(row.key, row))]
+        lines: dict[Key, list[Row]] = {}
+        for row in known.values():
+            lines.setdefault(row.line_key, []).append(row)
+        clashes = []
+        for row in new:
+            unlike = [other for other in lines.get(row.line_key, ()) if other.digests != row.digests]
+            old = known.get(row.key, unlike[0] if unlike else row)
+            if not row.agrees(old):
+                clashes.append(f"  {clash(old, row)}")
         if clashes:
             raise HarnessError(
-                "these rows stand in the leaderboard with other values; nothing was added:\n" + "\n".join(clashes)
+                "these rows stand in the leaderboard with other values, or of something else under their labels; "
+                "nothing was added:\n" + "\n".join(clashes)
                 + "\nA row is never written over: give what is new another label in the benchmark, and add that"
             )
         fresh = [row for row in new if row.key not in known]
@@ -237,8 +260,11 @@ def _order(row: Row) -> list[str]:
     return [json.dumps(part, ensure_ascii=False) for part in row.key]
 
 
-def _clash(old: Row, new: Row) -> str:
+def clash(old: Row, new: Row) -> str:
+    """In which way a new row does not fit to one that is there."""
     said = f"{old.text}: {old.value:.6g} (n = {old.n}) there, {new.value:.6g} (n = {new.n}) now"
+    if old.key != new.key:
+        said = f"{new.text}: its line has {old.metric}"
     if old.provenance and new.provenance:
         said += f"; it was added from a run of {old.provenance.date}"
         for kind in ("model", "method"):
@@ -303,13 +329,17 @@ def arrange(rows: Sequence[Row], sort: str | None = None, top: int | None = None
         HarnessError: `sort` is no column of these rows, or `top` without it.
     """
     columns = _columns(rows)
+    prompts = _numbered((prompts_text(row), _sample(row)) for row in rows)
+    models = _numbered((row.model, row.digests[0]) for row in rows if row.digests)
     places: dict[Place, dict[str, Row]] = {}
     for row in rows:
-        places.setdefault(_place(row, places, columns[row.key]), {})[columns[row.key]] = row
+        model = models[row.model, row.digests[0]] if row.digests else row.model  # of a paper: with the first so named
+        block = prompts[prompts_text(row), _sample(row)], model
+        places.setdefault(_place(row, block, places, columns[row.key]), {})[columns[row.key]] = row
     metrics = {
         columns[row.key]: MetricInfo(columns[row.key], "", higher_is_better=row.higher_is_better) for row in rows
     }
-    order = sorted(places, key=lambda place: (place[0].casefold(), place[1].casefold()))
+    order = sorted(places, key=lambda place: (place[0].casefold(), place[1].casefold(), place[:2]))
     if sort is not None:
         known = [*metrics, *COSTS]
         if sort not in known:
@@ -332,9 +362,10 @@ def lay_out(arranged: Arranged, *, ci: bool = False, sources: bool = False) -> B
     """
     metrics = arranged.metrics
     records = [_record(place, *each) for place, rows in arranged.places.items() for each in rows.items()]
-    judges = {record["method"]: record["metric"] for record in records if record["judge"]}
-    table = layout.lay_out(records, layout.TableSpec(rows=("prompts", "model", "method")), metrics, judges, ci=ci)
-    table.title, table.caption = "Leaderboard", CAPTION + CI_CAPTION * ci
+    table = layout.lay_out(records, layout.TableSpec(rows=("prompts", "model", "method")), metrics, ci=ci)
+    numbered = any(place != (prompts_text(row), row.model, row.method + _dagger(row))
+                   for place, rows in arranged.places.items() for row in rows.values())
+    table.title, table.caption = "Leaderboard", CAPTION + NUMBERED * numbered + CI_CAPTION * ci
     cited = set()
     for number, (labels, cells) in enumerate(table.rows):
         mine = arranged.places[labels[0], labels[1], labels[2]]
@@ -346,6 +377,9 @@ def lay_out(arranged: Arranged, *, ci: bool = False, sources: bool = False) -> B
                 if column in mine:
                     cell.text = cell.text.removesuffix(" [–]")
                     cell.marks += [] if sources else [table.note(f"published: {_source(one)}")]
+                    cited_in = mine[column].citation
+                    if cited_in is not None and cited_in.note:
+                        cell.marks.append(table.note(cited_in.note))
         if sources:
             cells.append(Cell(_source(one)))
     if sources:
@@ -365,12 +399,29 @@ def _columns(rows: Sequence[Row]) -> dict[Key, str]:
     }
 
 
-def _place(row: Row, places: Mapping[Place, Mapping[str, Row]], column: str) -> Place:
+def _numbered(named: Iterable[tuple[str, Hashable]]) -> dict[tuple[str, Hashable], str]:
+    """A label for each (name, identity): its name, with a number where another identity has that already."""
+    found: dict[tuple[str, Hashable], str] = {}
+    for each in dict.fromkeys(named):
+        labels = itertools.chain([each[0]], (f"{each[0]} ({number})" for number in itertools.count(2)))
+        found[each] = next(label for label in labels if label not in found.values())
+    return found
+
+
+def _sample(row: Row) -> Hashable:
+    """Which prompts and seeds: only values of the same are ranked together."""
+    return row.prompts.selection, row.seeds, row.seeding
+
+
+def _dagger(row: Row) -> str:
+    return "" if row.citation is None else " †"
+
+
+def _place(row: Row, block: tuple[str, str], places: Mapping[Place, Mapping[str, Row]], column: str) -> Place:
     """The labels under which a row is shown. A published method carries a dagger; where two rows would fall
-    together (other prompts of the same number, two papers), the later gets a number."""
-    mark = "" if row.citation is None else " †"
+    together (two methods of one name, two papers), the later gets a number."""
     for number in itertools.count(1):
-        place = (prompts_text(row), row.model, row.method + mark + (f" ({number})" if number > 1 else ""))
+        place = (*block, row.method + _dagger(row) + (f" ({number})" if number > 1 else ""))
         there = places.get(place, {})
         if column not in there and all(_together(row, other) for other in there.values()):
             return place
@@ -379,7 +430,7 @@ def _place(row: Row, places: Mapping[Place, Mapping[str, Row]], column: str) -> 
 
 def _together(row: Row, other: Row) -> bool:
     """Whether two rows are values of one method on the same images (or of one published line)."""
-    return (row.key[:3], row.key[4:7], row.citation) == (other.key[:3], other.key[4:7], other.citation)
+    return (row.line_key, row.digests) == (other.line_key, other.digests)
 
 
 def _rank(columns: Mapping[str, Row], sort: str, sign: int) -> tuple[bool, float]:

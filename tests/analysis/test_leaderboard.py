@@ -20,6 +20,7 @@ from harness import files
 from harness.analysis import leaderboard, leaderboard_page
 from harness.analysis.leaderboard import Citation, Prompts, Provenance, Row
 from harness.errors import HarnessError
+from harness.files import StoreError
 
 PROVENANCE = Provenance(run="a" * 64, model="b" * 64, method="c" * 64, versions={"torch": "2"}, commit="d" * 40,
                         device="cpu", date="2026-01-02")
@@ -262,7 +263,68 @@ def test_values_of_two_digests_or_selections_never_share_a_column_or_a_row() -> 
     other = row(metric_digest="0" * 64, value=0.45)
     assert set(leaderboard.arrange([row(), other]).metrics) == {"geneval (ffffff)", "geneval (000000)"}
     prompts = row(prompts=Prompts(set="shapes", n=96, selection="0" * 64))
-    assert [place[2] for place in leaderboard.arrange([row(), prompts]).places] == ["cfg", "cfg (2)"]
+    assert len(leaderboard.arrange([row(), prompts]).places) == 2
+
+
+def of(kind: str) -> Provenance:
+    """Another model or method."""
+    return PROVENANCE.model_copy(update={kind: "1" * 64})
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"prompts": Prompts(set="shapes", n=96, selection="0" * 64)}, ("shapes, 96 prompts × 2 seeds (2)", "sd")),
+        ({"seeds": (0, 2)}, ("shapes, 96 prompts × 2 seeds (2)", "sd")),
+        ({"seeding": "literal"}, ("shapes, 96 prompts × 2 seeds (2)", "sd")),
+        ({"provenance": of("model")}, ("shapes, 96 prompts × 2 seeds", "sd (2)")),
+    ],
+)
+def test_other_prompts_seeds_and_models_are_a_block_of_their_own(
+    change: dict[str, Any], place: tuple[str, str]
+) -> None:
+    """Ranked, and cut by --top, apart from what shares no more than the label."""
+    others = [row(method="c", value=0.59, **change), row(method="d", **change)]
+    rows = [row(), row(method="b", value=0.41), *others]
+    arranged = leaderboard.arrange(rows, sort="geneval", top=1)
+    assert list(arranged.places) == [("shapes, 96 prompts × 2 seeds", "sd", "cfg"), (*place, "c")]
+    board = leaderboard.lay_out(leaderboard.arrange(rows))
+    best = [labels[2] for labels, cells in board.table.rows if cells[0].rank == 1]
+    assert best == ["cfg", "c"]
+    assert "(2) behind a label" in board.table.caption
+    assert "(2)" not in leaderboard.lay_out(leaderboard.arrange(rows[:2])).table.caption
+
+
+def test_values_of_two_methods_of_one_name_never_share_a_line() -> None:
+    other = row(metric="fd", provenance=of("method"))
+    assert [place[2] for place in leaderboard.arrange([row(), other]).places] == ["cfg", "cfg (2)"]
+    third = row(metric="fid")
+    assert [place[2] for place in leaderboard.arrange([row(), other, third]).places] == ["cfg", "cfg (2)"]
+
+
+@pytest.mark.parametrize("kind", ["method", "model"])
+def test_a_metric_of_something_else_under_a_line_s_labels_is_a_clash(tmp_path: Path, kind: str) -> None:
+    leaderboard.add(tmp_path, [row()])
+    before = (tmp_path / "shapes.jsonl").read_bytes()
+    with pytest.raises(HarnessError, match=rf"cfg by fd .*its line has geneval; .*2026-01-02, where {kind} .* another"):
+        leaderboard.add(tmp_path, [row(metric="fd", provenance=of(kind))])
+    assert (tmp_path / "shapes.jsonl").read_bytes() == before
+    assert len(leaderboard.add(tmp_path, [row(metric="fd"), row(seeds=(7,), provenance=of(kind))])) == 2
+
+
+def test_a_judge_is_marked_only_where_it_is_this_row_s() -> None:
+    rows = [row(judge=True), row(metric="fd"), row(model="xl"), row(model="xl", metric="fd", judge=True)]
+    board = leaderboard.lay_out(leaderboard.arrange(rows))
+    marks = {labels[1]: [[board.table.notes[mark] for mark in cell.marks] for cell in cells[:2]]
+             for labels, cells in board.table.rows}
+    said = [[f"cfg chooses by {metric} itself: no independent evidence there"] for metric in ("geneval", "fd")]
+    assert marks == {"sd": [said[0], []], "xl": [[], said[1]]}
+
+
+def test_a_lock_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(StoreError, match=r"cannot write .*--board"):
+        leaderboard.add(tmp_path, [row()])
 
 
 def test_filters_match_whole_labels_and_stars() -> None:
