@@ -322,6 +322,29 @@ def test_what_a_hub_data_set_lacks(block: dict[str, Any], expected: str, hub: Se
         load(**block)
 
 
+def test_a_hub_data_set_is_pinned_and_not_accepted(
+    hub: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {
+        "name": "pins", "models": {"sd": {"family": "stable_diffusion", "weights": "builtin:shapes-sd"}},
+        "prompts": {"tests": {"set": f"hub:{BOTH}", "split": "test"}}, "methods": {"plain": {}},
+    }
+    (tmp_path / "pins.yaml").write_text(yaml.safe_dump(content))
+    code, _, err = harness(capsys, "run", str(tmp_path / "pins.yaml"), "--accept", "tests", "--workers", "0",
+                           "--results", str(tmp_path / "results"))
+    assert code == 2
+    assert f"--accept tests: a data set on the Hub is not accepted by its files: pin 'hub:{BOTH}' with 'revision" in err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", ["org/a--b", "org/x.git", "org/x."])
+def test_what_is_no_id_of_the_hub_is_said(name: str, home: Path) -> None:
+    with pytest.raises(HarnessError, match=f"data set '{name}': no id of the Hugging Face Hub: "):
+        load(set=f"hub:{name}")
+    with pytest.raises(HarnessError, match=rf"weights '{name}' \(no folder here\): no id of the Hugging Face Hub: "):
+        weights.resolve(name)
+
+
 def test_the_hub_s_own_cache_is_looked_into_offline(hub: Server, tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="split"):
         load()
