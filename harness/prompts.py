@@ -77,7 +77,9 @@ def to_accept(spec: PromptSpec, folder: Path) -> list[str]:
         HarnessError: as `load`; or a data set on the Hub, which is known by its commit.
     """
     if spec.set.startswith(HUB):
-        raise HarnessError(f"a data set on the Hub is not accepted by its files: pin {spec.set!r} with 'revision: COMMIT'")
+        raise HarnessError(
+            f"a data set on the Hub is not accepted by its files: pin {spec.set!r} with 'revision: COMMIT'"
+        )
     found = locate(spec, folder)
     hashes = list(found.hashes.values())
     verify(found, hashes)
