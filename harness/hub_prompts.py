@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 from harness import manifest
 from harness.errors import HarnessError, Lacking
-from harness.files import write_atomic
+from harness.files import must_be_inside, write_atomic
 from harness.registry import nearest
-from harness.weights import hub_snapshot, must_be_inside
+from harness.weights import hub_snapshot
 
 if TYPE_CHECKING:
     from harness.download import Downloader

@@ -9,13 +9,14 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from harness.errors import HarnessError, Lacking
+from harness.files import must_be_inside
 from harness.identity import digest
 from harness.registry import nearest
 
@@ -33,16 +34,9 @@ def home() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "diffusion-noise-harness" / "weights"
 
 
-def must_be_inside(path: str) -> None:
-    """Raises ValueError for a path that does not lie below the folder it is meant for."""
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts:
-        raise ValueError(f"{path!r}: expected a path below the folder of the weights")
-
-
 def builtin_folder() -> Path:
     """The folder of the weights that ship with this package."""
-    return Path(str(files("harness"))) / "shapes" / "weights"
+    return Path(str(resources.files("harness"))) / "shapes" / "weights"
 
 
 def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) -> Path:

@@ -17,6 +17,7 @@ FORBIDDEN = {
     "benchmark.py": {"torch", "ray"},
     "registry.py": {"torch", "ray"},
     "files.py": {"torch", "ray"},
+    "json_text.py": {"torch", "ray"},
     "plan.py": {"torch", "ray"},
     "prompts.py": {"torch", "ray"},
     "prompt_files.py": {"torch", "ray"},

@@ -32,9 +32,9 @@ def quality_against_cost(
 ) -> Path:
     """Writes a PNG with a panel for each metric: the overall values with their 95 % intervals over a cost.
 
-    The file is written whole or not at all (StoreError). `cost` is "nfe", "flops" or "seconds". A grey line joins the Pareto front. Methods of equal cost are drawn side by
-    side. Records without a value are left out; the caller's tables say why. Each model and prompt set has a row of
-    panels.
+    The file is written whole or not at all (StoreError). `cost` is "nfe", "flops" or "seconds". A grey line joins the
+    Pareto front. Methods of equal cost are drawn side by side. Records without a value are left out; the caller's
+    tables say why. Each model and prompt set has a row of panels.
     """
     shown = [m for m in metrics if any(r["metric"] == m and r["value"] is not None for r in records)]
     places = list(dict.fromkeys((r["model"], r["prompts"]) for r in records)) or [("", "")]
