@@ -23,6 +23,7 @@ Row = tuple[str, dict[str, Any]]  # its place, its columns
 
 LARGEST = 128 * 2**20  # bytes of text; the largest known one, COCO's captions, has some 30 MiB
 MOST = 2_000_000  # rows of a Parquet file, whose few bytes can stand for very many
+BATCH = 1024  # rows of a Parquet file that are unpacked at a time
 LONGEST = 100_000  # characters of one prompt; far above any real one, far below what stalls a tokenizer
 SUFFIXES = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".txt": "txt",
@@ -254,17 +255,15 @@ def _parquet(path: Path) -> list[Row]:
             if file.metadata.num_rows > MOST:
                 raise HarnessError(f"{path}: has {file.metadata.num_rows:,} rows; at most {MOST:,} are read")
             names = [field.name for field in file.schema_arrow if not _bytes(field.type)]
-            _must_fit(path, sum(_unpacked(file.metadata.row_group(k), names) for k in range(file.num_row_groups)))
-            table = file.read(columns=names).to_pylist()
+            rows: list[dict[str, Any]] = []
+            size = 0  # counted while it is read: asked for the size of a damaged column, pyarrow ends the process
+            for batch in file.iter_batches(BATCH, columns=names):
+                size += batch.nbytes
+                _must_fit(path, size)
+                rows += batch.to_pylist()
     except (pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as error:
         raise HarnessError(f"{path}: is no readable Parquet file: {str(error)[:200]}") from error
-    return [(str(number), row) for number, row in enumerate(table)]
-
-
-def _unpacked(group: Any, names: list[str]) -> int:
-    """Bytes of these columns, with those that lie in them."""
-    columns = [group.column(k) for k in range(group.num_columns)]
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
+    return [(str(number), row) for number, row in enumerate(rows)]
 
 
 def _bytes(kind: Any) -> bool:
