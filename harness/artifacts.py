@@ -15,6 +15,7 @@ import yaml
 
 from harness import weights
 from harness.errors import HarnessError
+from harness.files import must_be_inside
 from harness.identity import digest
 from harness.registry import nearest
 from harness.weights import home
@@ -40,7 +41,7 @@ class File(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _inside(self) -> "File":
         for path in (self.path, *self.others):
-            weights.must_be_inside(path)
+            must_be_inside(path)
         return self
 
     def held(self, folder: Path) -> list[Path]:
@@ -83,7 +84,7 @@ def shards(index: Path) -> list[str]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         for name in names:
-            weights.must_be_inside(name)
+            must_be_inside(name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HarnessError(f"{index} is no index of shards ({error}); remove it and fetch it again") from error
     return names

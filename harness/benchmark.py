@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness.errors import HarnessError
 from harness.prompt_formats import SUFFIXES
 from harness.registry import nearest
+from harness.weights import HUB_ID
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 NETWORK = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -122,7 +123,7 @@ class PromptSpec(Strict):
     @classmethod
     def _one_word(cls, value: str) -> str:
         if value.startswith(HUB):
-            if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value.removeprefix(HUB)):
+            if not re.fullmatch(HUB_ID, value.removeprefix(HUB)):
                 raise ValueError(f"expected hub:ORGANISATION/NAME, got {value!r}")
         elif not LABEL.fullmatch(value) or len(value) > 100:
             raise ValueError(

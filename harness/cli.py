@@ -164,6 +164,8 @@ def table(
 
     if pareto is None and (metric or figure):
         raise HarnessError("--metric and --figure belong to --pareto: add --pareto nfe, flops or seconds")
+    if pareto is not None and groups:
+        raise HarnessError("--groups has no part in --pareto, which is over all categories: leave one of them out")
     outcome = runner.table(run_name, results=results)
     if rows is not None:
         findings.export(outcome, rows)

@@ -26,7 +26,7 @@ from urllib3.exceptions import NewConnectionError
 from harness import weights
 from harness.display import Transfers
 from harness.errors import HarnessError
-from harness.files import rename, write_atomic, writing
+from harness.files import must_be_inside, rename, write_atomic, writing
 
 T = TypeVar("T")
 CHUNK = 1 << 17  # bytes
@@ -108,7 +108,7 @@ class Downloader:
                 what it should be (the beginning is removed).
         """
         try:
-            weights.must_be_inside(path)
+            must_be_inside(path)
         except ValueError as error:
             raise HarnessError(f"{url}: {error}") from error
         target = folder / path

@@ -1,11 +1,12 @@
-"""Files written whole or not at all, and failures of the file system said so that a person can act."""
+"""Files written whole or not at all, failures of the file system said so that a person can act, and paths from data
+checked."""
 
 import contextlib
 import errno
 import os
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
@@ -80,3 +81,15 @@ def listing(folder: Path) -> list[str]:
         return sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def is_inside(path: str) -> bool:
+    """Whether a relative path, as data gives it, lies below the folder that it is meant for."""
+    pure = PurePosixPath(path)
+    return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in path
+
+
+def must_be_inside(path: str) -> None:
+    """Raises ValueError for a path that is not `is_inside`."""
+    if not is_inside(path):
+        raise ValueError(f"{path!r}: expected a path below its folder")

@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 from harness import manifest
 from harness.errors import HarnessError, Lacking
-from harness.files import write_atomic
+from harness.files import must_be_inside, write_atomic
 from harness.registry import nearest
-from harness.weights import must_be_inside
+from harness.weights import hub_snapshot
 
 if TYPE_CHECKING:
     from harness.download import Downloader
@@ -140,12 +140,8 @@ def _here(name: str, revision: str | None) -> tuple[Path, Files] | None:
 
 def _in_hub_cache(name: str, revision: str | None) -> tuple[Path, Files] | None:
     """The snapshot of the Hub's own cache, where it has one of the Parquet branch."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision or BRANCH, local_files_only=True))
-    except LocalEntryNotFoundError:
+    folder = hub_snapshot(f"data set {name!r}", name, revision or BRANCH, "dataset")
+    if folder is None:
         return None
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet"))
     return (folder, {file: {} for file in files}) if files else None

@@ -11,8 +11,8 @@ import pydantic
 import yaml
 
 from harness.benchmark import ROLES, resources
+from harness.files import must_be_inside
 from harness.prompt_formats import READERS
-from harness.weights import must_be_inside
 
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, pydantic.StringConstraints(min_length=1, strip_whitespace=True)]

@@ -3,10 +3,11 @@
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.files import is_inside
 from harness.identity import digest
 from harness.prompt_formats import LONGEST, Row, read_rows
 
@@ -106,7 +107,7 @@ def _prompt(path: Path, placed: Row, roles: dict[str, str], allow_empty: bool) -
         raise wrong("id", f"a whole number or a text of 1 to {LONGEST_ID} characters without control characters")
     if "id" in roles and ("/" in key or "\\" in key or key in (".", "..")):
         raise wrong("id", "a name and not a path (without '/' and '\\')")
-    if not _inside(key):  # of a category's name in a JSON file
+    if not is_inside(key):  # of a category's name in a JSON file
         raise wrong("id", "a category that is no path")
 
     category = value("category")
@@ -122,7 +123,7 @@ def _prompt(path: Path, placed: Row, roles: dict[str, str], allow_empty: bool) -
         label = int(label)
 
     image = value("image") or None
-    if image is not None and not (isinstance(image, str) and _clean(image) and _inside(image)):
+    if image is not None and not (isinstance(image, str) and _clean(image) and is_inside(image)):
         raise wrong("image", "a path below the folder of this file")
 
     truth = value("truth")
@@ -140,8 +141,3 @@ def _clean(text: str, allowed: str = "") -> bool:
     return text.isprintable() or all(
         character in allowed or unicodedata.category(character) not in ("Cc", "Cs") for character in text
     )
-
-
-def _inside(path: str) -> bool:
-    pure = PurePosixPath(path)
-    return not pure.is_absolute() and ".." not in pure.parts and "\\" not in path

@@ -6,7 +6,6 @@ of a prompt that has none of its own.
 
 import csv
 import io
-import json
 import os
 import re
 import stat
@@ -18,11 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import HarnessError
+from harness.json_text import json_value
 
 Row = tuple[str, dict[str, Any]]  # its place, its columns
 
 LARGEST = 128 * 2**20  # bytes of text; the largest known one, COCO's captions, has some 30 MiB
 MOST = 2_000_000  # rows of a Parquet file, whose few bytes can stand for very many
+BATCH = 1024  # rows of a Parquet file that are unpacked at a time
 LONGEST = 100_000  # characters of one prompt; far above any real one, far below what stalls a tokenizer
 SUFFIXES = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".txt": "txt",
@@ -162,35 +163,12 @@ def _id_text(path: Path) -> list[Row]:
 # ---- JSON ----
 
 
-def _json_value(text: str, place: str) -> Any:
-    """JSON without repeated keys, NaN and Infinity."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise HarnessError(f"{place} is nested too deeply") from error
-    except ValueError as error:
-        raise HarnessError(f"{place} is not JSON: {error}") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object: {str(pairs)[:80]}")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
-
-
 def _jsonl(path: Path) -> list[Row]:
     rows: list[Row] = []
     for number, line in enumerate(_lines(path)):
         if not line.strip():
             continue
-        row = _json_value(line, f"{path}: line {number + 1}")
+        row = json_value(line, f"{path}: line {number + 1}")
         if not isinstance(row, dict):
             raise HarnessError(f"{path}: line {number + 1}: expected an object, got {line[:80]!r}")
         rows.append((str(len(rows)), row))
@@ -199,7 +177,7 @@ def _jsonl(path: Path) -> list[Row]:
 
 def _json(path: Path) -> list[Row]:
     """A list of texts or objects, an object of such lists (a category each), or COCO's captions."""
-    content = _json_value(_text(path), f"{path}: the content")
+    content = json_value(_text(path), f"{path}: the content")
     if isinstance(content, list):
         return [(str(number), _entry(path, str(number), entry)) for number, entry in enumerate(content)]
     if isinstance(content, dict) and {"images", "annotations"} <= set(content):
@@ -226,12 +204,12 @@ def _entry(path: Path, place: str, entry: Any) -> dict[str, Any]:
 
 def _coco(path: Path) -> list[Row]:
     """An image each, in the file's order, with that of its captions which has the lowest annotation id."""
-    return _captions(path, _json_value(_text(path), f"{path}: the content"), every=False)
+    return _captions(path, json_value(_text(path), f"{path}: the content"), every=False)
 
 
 def _coco_all(path: Path) -> list[Row]:
     """All captions, image by image in the file's order, then by annotation id; that is also the prompt's id."""
-    return _captions(path, _json_value(_text(path), f"{path}: the content"), every=True)
+    return _captions(path, json_value(_text(path), f"{path}: the content"), every=True)
 
 
 def _captions(path: Path, content: Any, every: bool) -> list[Row]:
@@ -277,17 +255,15 @@ def _parquet(path: Path) -> list[Row]:
             if file.metadata.num_rows > MOST:
                 raise HarnessError(f"{path}: has {file.metadata.num_rows:,} rows; at most {MOST:,} are read")
             names = [field.name for field in file.schema_arrow if not _bytes(field.type)]
-            _must_fit(path, sum(_unpacked(file.metadata.row_group(k), names) for k in range(file.num_row_groups)))
-            table = file.read(columns=names).to_pylist()
+            rows: list[dict[str, Any]] = []
+            size = 0  # counted while it is read: asked for the size of a damaged column, pyarrow ends the process
+            for batch in file.iter_batches(BATCH, columns=names):
+                size += batch.nbytes
+                _must_fit(path, size)
+                rows += batch.to_pylist()
     except (pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as error:
         raise HarnessError(f"{path}: is no readable Parquet file: {str(error)[:200]}") from error
-    return [(str(number), row) for number, row in enumerate(table)]
-
-
-def _unpacked(group: Any, names: list[str]) -> int:
-    """Bytes of these columns, with those that lie in them."""
-    columns = [group.column(k) for k in range(group.num_columns)]
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
+    return [(str(number), row) for number, row in enumerate(rows)]
 
 
 def _bytes(kind: Any) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.benchmark import PromptSpec
+from harness.benchmark import HUB, PromptSpec
 from harness.errors import HarnessError
 from harness.identity import seed64
 from harness.manifest import Form, Manifest
@@ -74,8 +74,12 @@ def to_accept(spec: PromptSpec, folder: Path) -> list[str]:
     """The SHA-256 of those files of a set that are not what its manifest names; of one's own files all of them.
 
     Raises:
-        HarnessError: as `load`.
+        HarnessError: as `load`; or a data set on the Hub, which is known by its commit.
     """
+    if spec.set.startswith(HUB):
+        raise HarnessError(
+            f"a data set on the Hub is not accepted by its files: pin {spec.set!r} with 'revision: COMMIT'"
+        )
     found = locate(spec, folder)
     hashes = list(found.hashes.values())
     verify(found, hashes)

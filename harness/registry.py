@@ -13,6 +13,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -132,12 +134,13 @@ def about(kind: str, name: str) -> str:
     module, _, attribute = (place(kind, name) or ":").partition(":")
     spec, document = None, None
     if module and name not in _registered[kind]:
-        with contextlib.suppress(ImportError):  # said by `load`
+        with contextlib.suppress(Exception):  # said by `load`
             spec = importlib.util.find_spec(module)
     if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute]
-        document = ast.get_docstring(found[0]) if found else None
+        with contextlib.suppress(SyntaxError):  # likewise
+            tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+            found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == attribute]
+            document = ast.get_docstring(found[0]) if found else None
     document = document or load(kind, name).__doc__ or ""
     return next(iter(document.strip().splitlines()), "")
 
@@ -146,7 +149,8 @@ def load(kind: str, name: str) -> type:
     """The class behind a name.
 
     Raises:
-        HarnessError: unknown name (the message lists the nearest known ones) or a module that does not import.
+        HarnessError: unknown name (the message lists the nearest known ones) or a module that does not import (it names
+            the file and line).
     """
     if name in _registered[kind]:
         return _registered[kind][name]
@@ -157,13 +161,43 @@ def load(kind: str, name: str) -> type:
             f"(your own: 'package.module:Class')"
         )
     module, _, attribute = target.partition(":")
+    searched = (
+        "It is looked up as a Python import from the folder of the benchmark file, the current folder and the "
+        "installed packages"
+    )
     try:
-        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError) as error:
+        imported = importlib.import_module(module)
+    except HarnessError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the code of another's file raises
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise HarnessError(f"{kind} {name!r} cannot be loaded: {error}. {searched}") from error
+        todo = "install what is missing" if isinstance(error, ModuleNotFoundError) else "correct it there"
         raise HarnessError(
-            f"{kind} {name!r} cannot be loaded: {error}. It is looked up as a Python import from the folder "
-            f"of the benchmark file, the current folder and the installed packages"
+            f"{kind} {name!r} cannot be loaded: {_failing_place(error)}: {_said(error)}; {todo}, then run the same "
+            f"command again"
         ) from error
+    try:
+        return getattr(imported, attribute)  # type: ignore[no-any-return]
+    except AttributeError as error:
+        raise HarnessError(f"{kind} {name!r} cannot be loaded: {error}. {searched}") from error
+
+
+def _failing_place(error: BaseException) -> str:
+    """File and line at which an import failed: the innermost ones that are neither Python's nor a library's."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__)[1:] if not f.filename.startswith("<frozen")]
+    others = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "purelib", "platlib"))
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    found = (own or frames)[-1:]
+    return f"{found[0].filename}, line {found[0].lineno}" if found else "while it was imported"
+
+
+def _said(error: BaseException) -> str:
+    """What was raised, in one line."""
+    text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def build(kind: str, name: str, parameters: dict[str, Any]) -> Any:

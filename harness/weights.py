@@ -9,13 +9,14 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from harness.errors import HarnessError, Lacking
+from harness.files import must_be_inside
 from harness.identity import digest
 from harness.registry import nearest
 
@@ -33,16 +34,9 @@ def home() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "diffusion-noise-harness" / "weights"
 
 
-def must_be_inside(path: str) -> None:
-    """Raises ValueError for a path that does not lie below the folder it is meant for."""
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts:
-        raise ValueError(f"{path!r}: expected a path below the folder of the weights")
-
-
 def builtin_folder() -> Path:
     """The folder of the weights that ship with this package."""
-    return Path(str(files("harness"))) / "shapes" / "weights"
+    return Path(str(resources.files("harness"))) / "shapes" / "weights"
 
 
 def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) -> Path:
@@ -105,16 +99,27 @@ def model_folder(weights: str, revision: str | None) -> str:
 
 def _in_hub_cache(weights: str, revision: str | None) -> Path | None:
     """The snapshot of the Hub's own cache, where it has every part that the model's index names."""
+    folder = hub_snapshot(f"weights {weights!r} (no folder here)", weights, revision)
+    if folder is None or not all((folder / part).is_dir() for part in parts(model_index(folder) or {})):
+        return None
+    return folder
+
+
+def hub_snapshot(what: str, name: str, revision: str | None, kind: str = "model") -> Path | None:
+    """The folder of a repository in the Hub's own cache, None where it has none; `kind` is "model" or "dataset".
+
+    Raises:
+        HarnessError: the Hub gives no such names; the message calls it `what`.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(weights, revision=revision, local_files_only=True))
+        return Path(snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise HarnessError(f"weights {weights!r} are no folder here and no Hub id: {error}") from error
-    return folder if all((folder / part).is_dir() for part in parts(model_index(folder) or {})) else None
+        raise HarnessError(f"{what}: no id of the Hugging Face Hub: {' '.join(str(error).split())}") from error
 
 
 def model_index(folder: Path) -> dict[str, Any] | None:

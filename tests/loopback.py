@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
+
+from harness import download
 
 
 @dataclass
@@ -121,3 +127,21 @@ def serving() -> Iterator[Server]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def serving_as_the_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server at work that stands for the Hub; nothing waits before it tries again."""
+    with serving() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(download, "PAUSE", 0.0)
+        yield server
+
+
+def empty_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this folder weights/ and prompts/ are where fetched ones lie, both empty, and hub/ is the Hub's own cache."""
+    monkeypatch.setenv("HARNESS_WEIGHTS", str(folder / "weights"))
+    monkeypatch.setenv("HARNESS_PROMPTS", str(folder / "prompts"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))

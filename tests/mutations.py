@@ -562,15 +562,15 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('data.decode("utf-8-sig")', 'data.decode("utf-8")'),
         ("([int(part) for part in", "([part for part in"),
         ('line.split("\\t")) for n', 'next(csv.reader([line], delimiter="\\t"))) for n'),
-        ("if len(found) < len(pairs):", "if False:"),
     ],
+    ("json_text.py", "tests/test_prompt_sets.py"): [("if len(found) < len(pairs):", "if False:")],
     ("prompt_files.py", "tests/test_prompt_sets.py"): [
         ("if prompt.id in seen:", "if False:"),
         ("str(category).strip() or None", "str(category)"),
         ('not in ("Cc", "Cs")', 'not in ("Cc",)'),
         ("if not text.strip() and not allow_empty:", "if not text.strip():"),
         ("int(place.rpartition", "1 + int(place.rpartition"),
-        ("if not _inside(key):", "if False:"),
+        ("if not is_inside(key):", "if False:"),
     ],
     ("prompt_sources.py", "tests/test_accept.py"): [
         ("as_it_is = found.manifest is not None", "as_it_is = False"),

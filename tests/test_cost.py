@@ -94,8 +94,16 @@ def test_the_front_on_the_command_line(done: list[str], place: Path, capsys: pyt
     rows = list(csv.DictReader(io.StringIO(out)))
     assert (rows[0]["method"], rows[0]["front"]) == ("plain", "True")
     assert float(rows[-1]["flops"]) > float(rows[0]["flops"]) > 0
-    alone, unknown = ["--figure", "a.png"], ["--pareto", "nfe", "--metric", "x"]
-    for wrong, said in ((alone, "belong to --pareto"), (unknown, "no such metric")):
+    (place / "file").write_text("")
+    front = ["--pareto", "nfe"]
+    for wrong, said in (
+        (["--figure", "a.png"], "belong to --pareto"),
+        ([*front, "--metric", "x"], "no such metric"),
+        ([*front, "--groups"], "--groups has no part in --pareto"),
+        ([*front, "--figure", str(place / "file" / "a.png")], "not a folder: move it away or give another folder with "
+                                                            "--figure"),
+        (["--rows", str(place / "file" / "a.parquet")], "give another folder with --rows"),
+    ):
         code, _, err = harness(capsys, "table", *done, *wrong)
         assert code == 2
         assert said in err

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -56,6 +57,15 @@ def test_the_guidance_of_the_page_is_the_paper_s(reader: Path) -> None:
     c, u = torch.randn((2, 3, 4, 8, 8), generator=generator)
     found = Rescaled(5, 0.7).combine({COND: c, UNCOND: u}, c, Step(0, 1, 1.0, 999)).prediction
     torch.testing.assert_close(found, rescale_noise_cfg(u + 5 * (c - u), c, 0.7))
+
+
+@pytest.mark.parametrize("page", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
+def test_every_link_and_picture_is_there(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"\]\(<?([^)\s>]+)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text)
+    paths = [unquote(link.partition("#")[0]) for link in found if not re.match(r"[a-z]+:", link)]
+    assert not [path for path in paths if path and not (page.parent / path).exists()]
+    assert found or page.name != "README.md"
 
 
 def test_every_metric_and_method_has_its_row() -> None:

@@ -19,7 +19,7 @@ from harness.artifacts import Artifact, File
 from harness.errors import HarnessError
 from tests.command import harness
 from tests.light import within
-from tests.loopback import Page, Server, serving
+from tests.loopback import Page, Server, empty_home, serving_as_the_hub
 
 ROOT = Path(__file__).parent.parent
 DATA = bytes(range(256)) * 8192  # 2 MiB
@@ -30,19 +30,14 @@ CLIP = "timm/vit_base_patch32_clip_224.openai"
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty place for weights, and no Hub cache."""
-    monkeypatch.setenv("HARNESS_WEIGHTS", str(tmp_path / "weights"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    empty_home(tmp_path, monkeypatch)
     return tmp_path / "weights"
 
 
 @pytest.fixture
 def hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A Hub with one CLIP."""
-    with serving() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(download, "PAUSE", 0.0)
+    with serving_as_the_hub(monkeypatch) as server:
         server.repository(CLIP, {CONFIG: b"{}", MODEL: DATA})
         yield server
 
@@ -313,14 +308,14 @@ def test_a_model_of_pickled_weights_alone_is_refused(hub: Server, home: Path) ->
 def test_a_name_cannot_lead_elsewhere(name: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = harness(capsys, "fetch", name)
     assert code in (1, 2)
-    assert "can be fetched" in err or "below the folder" in err
-    with pytest.raises(HarnessError, match=r"no such folder|below the folder"):
+    assert "can be fetched" in err or "below its folder" in err
+    with pytest.raises(HarnessError, match=r"no such folder|below its folder"):
         weights.resolve(*name.split("@"))
 
 
 def test_a_repository_cannot_write_elsewhere(hub: Server, home: Path) -> None:
     hub.repository("org/evil", {"../../evil.safetensors": b"x"})
-    with pytest.raises(HarnessError, match="below the folder"):
+    with pytest.raises(HarnessError, match="below its folder"):
         weights.resolve("org/evil")
     assert not list(home.parent.rglob("evil.safetensors"))
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from huggingface_hub import constants
 
 from harness import artifacts, benchmark, download, fetch, manifest, prompts, run, weights
 from harness.artifacts import Artifact, File
@@ -21,7 +20,7 @@ from harness.benchmark import PromptSpec
 from harness.errors import HarnessError, Lacking
 from harness.resolve import resolve
 from tests.command import harness
-from tests.loopback import Page, Server, serving
+from tests.loopback import Page, Server, empty_home, serving_as_the_hub
 
 LIST = "id,prompt\n" + "".join(f"p{i},a thing of kind {i} {'x' * 2000}\n" for i in range(200))
 DATA = LIST.encode()
@@ -32,19 +31,14 @@ BOTH = "org/captions"
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty place for prompt sets, and no Hub cache."""
-    monkeypatch.setenv("HARNESS_PROMPTS", str(tmp_path / "prompts"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    empty_home(tmp_path, monkeypatch)
     return tmp_path / "prompts"
 
 
 @pytest.fixture
 def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server with one list of prompts, which stands for a publisher's and for the Hub."""
-    with serving() as started:
-        monkeypatch.setattr(constants, "ENDPOINT", started.url)
-        template = started.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(download, "PAUSE", 0.0)
+    with serving_as_the_hub(monkeypatch) as started:
         started.pages["/list.csv"] = Page(DATA)
         yield started
 
@@ -251,7 +245,7 @@ def test_a_bad_archive_leaves_nothing(
 
 @pytest.mark.parametrize("member", ["../list.csv", "/etc/passwd", "a\\b"])
 def test_a_manifest_cannot_name_a_member_elsewhere(member: str) -> None:
-    with pytest.raises(ValueError, match="below the folder"):
+    with pytest.raises(ValueError, match="below its folder"):
         manifest.DataFile(path="x.csv", url="https://example.org/a.zip", archive="a.zip", member=member)
 
 
@@ -320,6 +314,29 @@ def test_all_of_a_hub_data_set_is_fetched_beforehand(
 def test_what_a_hub_data_set_lacks(block: dict[str, Any], expected: str, hub: Server) -> None:
     with pytest.raises(HarnessError, match=expected):
         load(**block)
+
+
+def test_a_hub_data_set_is_pinned_and_not_accepted(
+    hub: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {
+        "name": "pins", "models": {"sd": {"family": "stable_diffusion", "weights": "builtin:shapes-sd"}},
+        "prompts": {"tests": {"set": f"hub:{BOTH}", "split": "test"}}, "methods": {"plain": {}},
+    }
+    (tmp_path / "pins.yaml").write_text(yaml.safe_dump(content))
+    code, _, err = harness(capsys, "run", str(tmp_path / "pins.yaml"), "--accept", "tests", "--workers", "0",
+                           "--results", str(tmp_path / "results"))
+    assert code == 2
+    assert f"--accept tests: a data set on the Hub is not accepted by its files: pin 'hub:{BOTH}' with 'revision" in err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", ["org/a--b", "org/x.git", "org/x."])
+def test_what_is_no_id_of_the_hub_is_said(name: str, home: Path) -> None:
+    with pytest.raises(HarnessError, match=f"data set '{name}': no id of the Hugging Face Hub: "):
+        load(set=f"hub:{name}")
+    with pytest.raises(HarnessError, match=rf"weights '{name}' \(no folder here\): no id of the Hugging Face Hub: "):
+        weights.resolve(name)
 
 
 def test_the_hub_s_own_cache_is_looked_into_offline(hub: Server, tmp_path: Path) -> None:
@@ -399,6 +416,6 @@ def test_offline_it_is_said_how_to_bring_a_hub_data_set(hub: Server, home: Path)
 
 def test_a_listing_cannot_write_elsewhere(hub: Server, home: Path) -> None:
     hub.repository("org/evil", {"../../evil.parquet": b"x"}, kind="datasets", branch=CONVERTED)
-    with pytest.raises(HarnessError, match="below the folder"):
+    with pytest.raises(HarnessError, match="below its folder"):
         load(set="hub:org/evil")
     assert not list(home.parent.rglob("evil.parquet"))

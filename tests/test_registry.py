@@ -1,6 +1,7 @@
 """Plug-ins by name: built, refused with a sentence, and known to a digest."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -64,6 +65,31 @@ def test_unknown_names() -> None:
         registry.load("noise", "nowhere.at_all:Stage")
     with pytest.raises(HarnessError, match=r"cannot be loaded: module .* has no attribute 'Plugg'"):
         registry.load("noise", f"{__name__}:Plugg")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("x = 1\ndef broken(:\n", "{file}, line 2: SyntaxError: invalid syntax; correct it there"),
+        ("\n\nclass A(Base):\n    pass\n", "{file}, line 3: NameError: name 'Base' is not defined; correct it there"),
+        ("import json\njson.loads('')\n", "{file}, line 2: JSONDecodeError: Expecting value"),
+        ("import nowhere\n", "{file}, line 1: ModuleNotFoundError: No module named 'nowhere'; install what is missing"),
+        ("from json import lods\n", "{file}, line 1: ImportError: cannot import name 'lods'"),
+        ("\nraise SystemExit\n", "{file}, line 2: SystemExit; correct it there"),
+        ("assert False, 'two\\nlines'\n", "{file}, line 1: AssertionError: two lines; correct it there"),
+    ],
+)
+def test_a_file_that_fails_on_import_is_named_with_its_line(
+    source: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "fails_on_import.py"
+    file.write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for ask in (registry.load, registry.about):
+        with pytest.raises(HarnessError) as caught:
+            ask("noise", "fails_on_import:Mine")
+        assert f"cannot be loaded: {expected.format(file=file)}" in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["model", "noise", "guidance"])

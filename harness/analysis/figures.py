@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from harness.analysis.layout import COST_TEXTS
 from harness.analysis.pareto import points
 from harness.analysis.records import Record
+from harness.files import write_atomic
 
 MARKERS = "osD^v<>Pp*hX"
 FRONT = "Pareto front"
@@ -30,9 +32,9 @@ def quality_against_cost(
 ) -> Path:
     """Writes a PNG with a panel for each metric: the overall values with their 95 % intervals over a cost.
 
-    `cost` is "nfe", "flops" or "seconds". A grey line joins the Pareto front. Methods of equal cost are drawn side by
-    side. Records without a value are left out; the caller's tables say why. Each model and prompt set has a row of
-    panels.
+    The file is written whole or not at all (StoreError). `cost` is "nfe", "flops" or "seconds". A grey line joins the
+    Pareto front. Methods of equal cost are drawn side by side. Records without a value are left out; the caller's
+    tables say why. Each model and prompt set has a row of panels.
     """
     shown = [m for m in metrics if any(r["metric"] == m and r["value"] is not None for r in records)]
     places = list(dict.fromkeys((r["model"], r["prompts"]) for r in records)) or [("", "")]
@@ -59,8 +61,9 @@ def quality_against_cost(
         figure.legend([handles[n] for n in names], names, loc="outside right upper", fontsize=8, frameon=False)
     if title:
         figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    data = io.BytesIO()
+    figure.savefig(data, format="png", metadata={"Software": None})
+    write_atomic(path, data.getvalue(), "--figure")
     return path
 
 

@@ -10,6 +10,7 @@ same name with the suffix .json, where there are any, add the metrics of whole c
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from harness.analysis.matching import ALIKE, alike, nearest
 from harness.analysis.records import CELL, MetricInfo, Record, differences, records, scored_rows
 from harness.analysis.tables import Outcome
 from harness.errors import HarnessError
+from harness.files import write_atomic
 
 COLUMNS = [*CELL, "prompt_id", "category", "seed", "metric", "value", "nfe", "seconds"]
 CONSTANT = re.compile(r"cfg-\d+(\.\d+)?")
@@ -61,10 +63,11 @@ def export(outcome: Outcome, path: Path) -> Path:
     """Keeps what findings need of a run: its score rows at `path` (Parquet) and its records beside it (JSON)."""
     rows = scored_rows(outcome.rows, outcome.scores, outcome.metrics)
     rows["judge"] = rows["method"].map(dict(outcome.judges))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows.to_parquet(path, index=False, compression="zstd")
+    data = io.BytesIO()
+    rows.to_parquet(data, index=False, compression="zstd")
     kept = json.dumps(list(outcome.records), indent=1, ensure_ascii=False, allow_nan=False)
-    path.with_suffix(".json").write_text(kept + "\n", encoding="utf-8")
+    write_atomic(path, data.getvalue(), "--rows")
+    write_atomic(path.with_suffix(".json"), f"{kept}\n".encode(), "--rows")
     return path
 
 
@@ -302,8 +305,7 @@ def write(rows: Path, out: Path, *, baseline: str | None = None, primary: str | 
         drawn = quality_against_cost(part.cells, list(part.metrics), folder / f"{rows.stem}-{model}-{prompts}.png")
         links[model, prompts] = Path(os.path.relpath(drawn, out.parent)).as_posix()
     text = findings(found, baseline, links, **({"title": title} if title else {}))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_atomic(out, text.encode(), "OUT")
     return out
 
 

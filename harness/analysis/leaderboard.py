@@ -24,6 +24,7 @@ from harness.analysis.records import MetricInfo, Record
 from harness.benchmark import LABEL, explain
 from harness.errors import HarnessError
 from harness.files import write_atomic, writing
+from harness.json_text import json_value
 from harness.registry import nearest
 
 Text = Annotated[str, Field(min_length=1, max_length=200)]
@@ -159,29 +160,15 @@ def parse(line: str, place: str) -> Row:
         HarnessError: not JSON, a column that is missing, unknown or of another type, a value that makes no sense.
     """
     try:
-        json.loads(line, object_pairs_hook=_once)
+        json_value(line, f"{place}: this")
         return Row.model_validate_json(line)
-    except json.JSONDecodeError as error:
-        raise HarnessError(f"{place}: not JSON: {error.msg} (character {error.colno})") from error
     except ValidationError as error:
         raise HarnessError(explain(place, error, _keys_at)) from error
-    except (ValueError, RecursionError) as error:  # a column that stands there twice; lists in lists in lists
-        raise HarnessError(f"{place}: {error}") from error
 
 
 def _keys_at(place: tuple[Any, ...]) -> list[str]:
     blocks: dict[str, type[_Strict]] = {"prompts": Prompts, "provenance": Provenance, "citation": Citation}
     return sorted(blocks.get(str(place[0]) if place else "", Row).model_fields)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Python keeps the last of two equal keys; a value must not be lost that way."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key}: stands here twice")
-        found[key] = value
-    return found
 
 
 def read(folder: Path) -> dict[Key, Row]:

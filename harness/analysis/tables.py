@@ -120,7 +120,7 @@ def fronts(outcome: Outcome, cost: str, wanted: Sequence[str] = ()) -> list[Tabl
     """For each metric (`wanted`, or all that have a value) which methods are on the Pareto front over `cost`.
 
     Raises:
-        HarnessError: no such metric.
+        HarnessError: no such metric, or the run has no values yet.
     """
     rows = scored_rows(outcome.rows, outcome.scores, outcome.metrics)
     return [
@@ -132,12 +132,30 @@ def fronts(outcome: Outcome, cost: str, wanted: Sequence[str] = ()) -> list[Tabl
 
 
 def _valued(outcome: Outcome, wanted: Sequence[str] = ()) -> list[str]:
-    """The metrics asked for, or else all that have a value. Raises HarnessError for one that the run does not have."""
+    """The metrics asked for that have a record, or else all that have a value.
+
+    Raises:
+        HarnessError: one is asked for that the run does not have, or none is left.
+    """
     for metric in wanted:
         if metric not in outcome.metrics:
-            raise HarnessError(f"--metric {metric}: this run has no such metric; it has {', '.join(outcome.metrics)}")
-    having = {r["metric"] for r in outcome.records if r["value"] is not None}
-    return list(wanted) or [metric for metric in outcome.metrics if metric in having]
+            known = ", ".join(outcome.metrics) or "none"
+            raise HarnessError(f"--metric {metric}: this run has no such metric; it has {known}")
+    having = {r["metric"] for r in outcome.records if r["group"] is None and (wanted or r["value"] is not None)}
+    found = [metric for metric in wanted or outcome.metrics if metric in having]
+    if not found:
+        raise HarnessError(f"--pareto: no values yet: this run has {_state(outcome)}")
+    return found
+
+
+def _state(outcome: Outcome) -> str:
+    """What a run without values has, and the command that brings it on."""
+    if outcome.rows.empty:
+        return "no images; `harness run BENCHMARK` makes them"
+    images = f"{len(outcome.rows):,} images"
+    if not outcome.metrics:
+        return f"{images}, but names no metrics to score them with; `harness score RUN --metric NAME` adds one"
+    return f"{images}, but no scores; `harness score RUN` makes them, or says what they lack"
 
 
 def draw_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], path: Path) -> None:

@@ -98,6 +98,32 @@ def test_fronts_in_every_form(w: World, form: str) -> None:
         assert "harness fetch pickscore" in text
 
 
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ("nothing", "no images; `harness run BENCHMARK` makes them"),
+        ("images", "27 images, but names no metrics to score them with; `harness score RUN --metric NAME`"),
+        ("metrics", "27 images, but no scores; `harness score RUN` makes them"),
+    ],
+)
+@pytest.mark.parametrize("wanted", [[], ["clipscore-shapes"]])
+def test_a_run_without_values_says_what_to_do(w: World, left: str, said: str, wanted: list[str], tmp_path) -> None:
+    rows = w.rows[:0] if left == "nothing" else w.rows[:27]
+    metrics = {} if left == "images" else w.metrics
+    bare = replace(w, rows=rows, scores=w.scores[:0], distribution=[], metrics=metrics)
+    if left == "metrics" and wanted:  # the table has its reasons
+        assert "–" in tables.render_fronts(bare, "nfe", wanted, "markdown")
+        return
+    wanted = wanted if metrics else []
+    for ask in (
+        lambda: tables.fronts(bare, "nfe", wanted), lambda: tables.render_fronts(bare, "nfe", wanted, "csv"),
+        lambda: tables.draw_fronts(bare, "nfe", wanted, tmp_path / "front.png"),
+    ):
+        with pytest.raises(HarnessError, match=f"no values yet: this run has {said}"):
+            ask()
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_metric_and_a_figure_of_another_kind_are_refused(w: World, tmp_path) -> None:
     with pytest.raises(HarnessError, match="--metric fid: this run has no such metric; it has geneval-shapes"):
         tables.fronts(w, "nfe", ["fid"])
