@@ -428,10 +428,10 @@ def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list
             for label, metric in metrics.items()
             if isinstance(metric.metric, DistributionMetric) and metric.missing is None
         },
-        {
+        list(dict.fromkeys(
             base for spec in resolved.benchmark.tables
             for base in tables.baselines(spec.baseline, resolved.benchmark.methods).values()
-        },
+        )),
     )
     infos = {label: _info(metric) for label, metric in metrics.items()}
     kept = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame(columns=SCORES)
