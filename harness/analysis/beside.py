@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.analysis.records import CELL, Record
 
-COSTS = {"nfe": "NFE", "seconds": "s/image"}  # published words that are columns of every table of ours
+PRINTED_COSTS = {"nfe": "NFE", "seconds": "s/image"}  # published words that are columns of every table of ours
 Place = tuple[str, str, str]  # a cell of the benchmark: model, method, prompts
 
 
@@ -52,7 +52,7 @@ class Numbers:
         """The metrics beside which an average is printed: what it is the mean of."""
         rows = {(place, number.table) for (place, metric), number in self.found.items() if metric == "average"}
         mean_of = [metric for (place, metric), number in self.found.items() if (place, number.table) in rows]
-        return [metric for metric in dict.fromkeys(mean_of) if metric not in ("average", *COSTS.values())]
+        return [metric for metric in dict.fromkeys(mean_of) if metric not in ("average", *PRINTED_COSTS.values())]
 
     def of(self, metrics: Collection[str]) -> Numbers:
         """The numbers of these metrics alone."""
@@ -64,7 +64,7 @@ class Numbers:
 
     def decimals(self, metric: str) -> int:
         """With how many decimals the metric was printed (the most of any of its numbers)."""
-        return max((_decimals(number.value) for (_, name), number in self.found.items() if name == metric), default=0)
+        return printed_decimals([number.value for (_, name), number in self.found.items() if name == metric])
 
     def scaled(self, record: Record) -> Record:
         """A record of ours in the printed unit."""
@@ -101,7 +101,7 @@ def numbers(published: pd.DataFrame | None, quantity: str, ours: Sequence[Record
         if not set(models) <= set(labels["model"]) or not set(prompts) <= set(labels["prompts"]):
             chosen.left_out[row["table"]] = chosen.left_out.get(row["table"], 0) + 1
             continue
-        metric = COSTS.get(row["metric"], row["metric"])
+        metric = PRINTED_COSTS.get(row["metric"], row["metric"])
         scale = chosen.scales.setdefault(metric, row["scale"])
         value = row["value"] if row["scale"] == scale else row["value"] / row["scale"] * scale
         for place in product(models, methods, prompts):
@@ -127,9 +127,9 @@ def _note(row: Mapping[Any, Any]) -> str | None:
     return row["note"] if isinstance(row["note"], str) else None  # a frame may hold NaN for None
 
 
-def _decimals(value: float) -> int:
-    """The decimals of a number, at most six: 2 for 27.25."""
-    return len(f"{value:.6f}".rstrip("0").partition(".")[2])
+def printed_decimals(values: Iterable[float]) -> int:
+    """The decimals, at most six, that show all values in full; papers print a column with as many."""
+    return max((len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in values), default=0)
 
 
 def objects(published: pd.DataFrame | None) -> list[Record]:

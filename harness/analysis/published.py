@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from harness import registry
 from harness.analysis import layout, render
+from harness.analysis.beside import printed_decimals
 from harness.benchmark import Paper, Strict, explain, read_mapping, resources
 from harness.errors import HarnessError
 
@@ -189,11 +190,6 @@ def cited(paper: Paper) -> str:
     return f"{paper.title} (arXiv {paper.arxiv})" if paper.arxiv else paper.title
 
 
-def decimals(values: list[float]) -> int:
-    """The decimals that show all values in full; papers print a column with as many."""
-    return max(len(repr(value).partition(".")[2].removesuffix("0")) for value in map(float, values))
-
-
 # ------------------------------------------------------------------------------------------------- docs/published.md
 
 PAGE = """# Published numbers
@@ -253,7 +249,7 @@ def _laid_out(table: Published) -> layout.Table:
     labels = {label: [getattr(row, label) for row in table.rows] for label in layout.LABELS}
     varying = [label for label, found in labels.items() if len(set(found)) > 1] or ["method"]
     metrics = list(dict.fromkeys(metric for row in table.rows for metric in row.values))
-    digits = {m: decimals([row.values[m] for row in table.rows if m in row.values]) for m in metrics}
+    digits = {m: printed_decimals([row.values[m] for row in table.rows if m in row.values]) for m in metrics}
     laid = layout.Table(varying, [layout.Column(metric) for metric in metrics], [], "")
     said = table.said()
     common = table.rows[0].note if len({row.note for row in table.rows}) == 1 else None

@@ -32,8 +32,6 @@ from harness.errors import HarnessError
 __all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "as_json", "baselines", "differences", "draw_fronts",
            "fronts", "laid_out", "records", "render", "render_fronts", "scored_rows", "show", "show_tables"]
 
-FORMATS = {"markdown": formats.markdown, "latex": formats.latex, "html": formats.html}
-
 
 class Outcome(Protocol):
     """What a run offers to its tables (`harness.run.Outcome` is one)."""
@@ -152,7 +150,7 @@ def draw_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], path: Path) 
 def render_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], form: str) -> str:
     """`fronts` as `markdown`, `latex`, `html`, or all points in one as `csv` or `json`."""
     if form not in ("csv", "json"):
-        return "\n".join(FORMATS[form](table) for table in fronts(outcome, cost, wanted))
+        return "\n".join(formats.FORMATS[form](table) for table in fronts(outcome, cost, wanted))
     found = [point for metric in _valued(outcome, wanted) for point in pareto.points(outcome.records, metric, cost)]
     if form == "json":
         return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -170,7 +168,7 @@ def render(outcome: Outcome, spec: Spec, form: str, *, ci: bool = False, groups:
         return as_json(outcome, [spec])
     if form == "csv":
         return formats.csv_text(_wide(outcome, spec, groups))
-    return "\n".join(FORMATS[form](table) for table in laid_out(outcome, spec, ci=ci, groups=groups))
+    return "\n".join(formats.FORMATS[form](table) for table in laid_out(outcome, spec, ci=ci, groups=groups))
 
 
 def as_json(outcome: Outcome, specs: Sequence[Spec]) -> str:

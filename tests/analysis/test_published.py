@@ -16,7 +16,8 @@ from scipy.stats import binomtest
 
 from harness import registry
 from harness.analysis import published
-from harness.analysis.published import Published, Row, decimals
+from harness.analysis.beside import printed_decimals
+from harness.analysis.published import Published, Row
 from harness.benchmark import resources
 from harness.errors import HarnessError
 
@@ -53,7 +54,7 @@ def value(table: str, method: str, metric: str, model: str | None = None, prompt
 
 def rounding(table: Published, metric: str) -> float:
     """Half a unit of the last printed digit of a column."""
-    return 0.5 * 10.0 ** -decimals([number for _, name, number in numbers(table) if name == metric])
+    return 0.5 * 10.0 ** -printed_decimals([number for _, name, number in numbers(table) if name == metric])
 
 
 # ---------------------------------------------------------------------------- what must agree within a paper
@@ -106,7 +107,7 @@ def wrong_votes() -> Iterator[Number]:
         for row, metric, number in numbers(table):
             votes = VOTES[name, row.prompts]
             share = 100 * round(number * votes / 100) / votes
-            if abs(share - number) > 0.5 * 10.0 ** -decimals([number]) + 1e-9:
+            if abs(share - number) > 0.5 * 10.0 ** -printed_decimals([number]) + 1e-9:
                 yield key(table, row, metric)
 
 
@@ -426,7 +427,7 @@ def test_the_page_shows_the_data() -> None:
     assert page == published.page(), "python -m harness.analysis.published > docs/published.md"
     for table in TABLES.values():
         for row, metric, number in numbers(table):
-            digits = decimals([v for _, name, v in numbers(table) if name == metric])
+            digits = printed_decimals([v for _, name, v in numbers(table) if name == metric])
             assert f" {number:.{digits}f}" in page, (table.name, row.method, metric)
 
 
@@ -540,7 +541,7 @@ def test_a_written_table_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
 
 def test_decimals_are_those_of_the_longest_number() -> None:
     columns = [[1.0, 25.98], [0.25, 13.3097], [800, 3020], [72.5, 69], [0.1]]
-    assert [decimals(column) for column in columns] == [2, 4, 0, 1, 1]
+    assert [printed_decimals(column) for column in columns] == [2, 4, 0, 1, 1]
 
 
 def test_the_folder_is_found_in_a_checkout_and_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
