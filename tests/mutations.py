@@ -312,6 +312,8 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('row["value"] / row["scale"] * scale', 'row["value"]'),
         ("[*theirs, *own]) if", "[*own, *theirs]) if"),
         ('published["quantity"] == quantity', 'published["quantity"] != "difference"'),
+        ('if row["against"] and row["against"] != compared:', "if False:"),
+        ('baseline.get(row["method"])', "None"),
         ('or not set(prompts) <= set(labels["prompts"])', ""),
         ("elif found[key].value != value:", "else:"),
         ('max((len(f"{value', 'min((len(f"{value'),

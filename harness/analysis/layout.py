@@ -353,8 +353,8 @@ def _beside(
     if any(column.part for column in columns):
         table.caption += f" Published: {numbers.cited()}."
         table.caption += " Difference: ours less published, which is no paired test." if compare else ""
-    for name, count in numbers.left_out.items():
-        table.note(f"{name}: numbers of other models or prompt sets are left out ({count})")
+    for said, count in numbers.left_out.items():
+        table.note(f"{said} ({count})")
 
 
 def _value_cell(

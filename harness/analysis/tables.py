@@ -60,7 +60,7 @@ def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = F
     if groups or spec.groups:
         tables += _by_category(outcome, spec, ci).values()
     if paired:
-        theirs = numbers(outcome.published, "difference", paired)
+        theirs = numbers(outcome.published, "difference", paired, spec.baseline)
         title = _against("Paired differences", spec.baseline)
         tables.append(lay_out_differences(paired, spec, outcome.metrics, title, numbers=theirs))
     if spec.match is not None:
@@ -74,7 +74,7 @@ def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = F
 
 def _main(outcome: Outcome, spec: Spec, paired: Sequence[Record], ci: bool = False) -> Table:
     shown = _shown(outcome, spec, paired)
-    theirs = numbers(outcome.published, spec.show, shown)
+    theirs = numbers(outcome.published, spec.show, shown, spec.baseline)
     table = lay_out(shown, spec, outcome.metrics, outcome.judges, ci=ci, numbers=theirs)
     if spec.show == "win_rate":
         table.title = _against("Win rates", spec.baseline)

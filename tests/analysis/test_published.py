@@ -76,9 +76,8 @@ def wrong_differences() -> Iterator[Number]:
     """A quoted difference is that of the rows of the paper's tables."""
     for table in TABLES.values():
         for row, metric, number in numbers(table) if table.quantity == "difference" else ():
-            assert row.note
-            assert row.note.startswith("less ")
-            other = row.note.removeprefix("less ").split(",")[0]
+            other = row.against
+            assert other
             source = next(
                 t for t in TABLES.values() if t.quantity == "value" and t.paper.arxiv == table.paper.arxiv
                 and any((r.model, r.method, r.prompts) == (row.model, other, row.prompts) for r in t.rows)
@@ -95,7 +94,7 @@ def wrong_pairs() -> Iterator[Number]:
     """The two sides of a user study share 100 %."""
     for table in TABLES.values():
         for row, metric, number in numbers(table) if table.quantity == "win_rate" else ():
-            others = [r.values[metric] for r in table.rows if f"against {r.method}" == row.note and metric in r.values]
+            others = [r.values[metric] for r in table.rows if r.method == row.against and metric in r.values]
             if others and (len(others) > 1 or abs(number + others[0] - 100) > 1e-9):
                 yield key(table, row, metric)
 
@@ -128,7 +127,7 @@ def wrong_repetitions() -> Iterator[Number]:
     seen: dict[Any, tuple[float, Number]] = {}
     for table in TABLES.values():
         for row, metric, number in numbers(table):
-            opponent = row.note if table.quantity != "value" else None
+            opponent = row.against or row.note if table.quantity != "value" else None
             same = (row.model, row.method, row.prompts, metric, table.quantity, opponent)
             first, where = seen.setdefault(same, (number, key(table, row, metric)))
             if "any" not in (row.method, row.prompts) and first != number:
@@ -415,11 +414,26 @@ def test_rows_of_one_table() -> None:
     assert one.iloc[0].to_dict() | {"source": ""} == {
         "paper": "Not All Noises Are Created Equally: Diffusion Noise Selection and Optimization (arXiv 2407.14041)",
         "table": "noise-optimisation-table2", "model": "sdxl", "method": "original", "prompts": "pick-a-pic",
-        "metric": "hpsv2", "quantity": "value", "value": 25.98, "scale": 1.0, "source": "", "note": "",
+        "metric": "hpsv2", "quantity": "value", "against": "", "value": 25.98, "scale": 1.0, "source": "", "note": "",
     }
     assert one.iloc[4]["note"].startswith("misprint: ")
     pd.testing.assert_frame_equal(DATA[DATA["table"] == one["table"][0]].reset_index(drop=True), one)
     assert set(published.rows("noiserefine-table1").query("metric == 'hpsv2'")["scale"]) == {0.01}
+
+
+def test_what_a_win_rate_or_difference_is_against() -> None:
+    found = DATA.drop_duplicates(["table", "quantity", "against"]).set_index("table")
+    assert dict(found.loc[found["quantity"] != "value", "against"].groupby(level=0).agg(",".join)) == {
+        "noise-selection-winrates": "unstable", "noise-selection-differences": "unstable",
+        "noise-optimisation-winrates": "original", "noise-optimisation-differences": "original",
+        "noise-diffusion-differences": "initno", "z-sampling-winrates": "",  # "standard sampling" is no label
+        "noiserefine-table4": "guided,noise-refine", "noiserefine-table6": "gaussian,noise-refine",
+    }
+    assert set(DATA.loc[DATA["quantity"] == "value", "against"]) == {""}
+    notes = published.rows("noise-selection-winrates")["note"].tolist()
+    assert notes[0] == "against unstable"
+    assert notes[3] == 'against unstable; the text says "up to 57 %"'
+    assert published.rows("noise-diffusion-differences")["note"].tolist() == ["less initno; in points"]
 
 
 def test_the_page_shows_the_data() -> None:
@@ -482,6 +496,7 @@ def changed(place: str, new: Any) -> dict[str, Any]:
     ("source", None, "source: this key is required"),
     ("source", "", "source: String should have at least 1 character"),
     ("paper", {"title": "x", "arxive": "1"}, "paper.arxive: unknown key: did you mean 'arxiv'?"),
+    ("rows/1/against", "a", "rows.1.against: a value is against nothing"),
     ("quantitty", "value", "quantitty: unknown key: did you mean 'quantity'?"),
     ("quantity", "ratio", "quantity: Input should be 'value', 'win_rate' or 'difference', got 'ratio'"),
     ("scale", {"fid": 0}, "scale.fid: Input should be greater than 0, got 0"),
