@@ -13,7 +13,7 @@ import pandas as pd
 from harness import registry, run
 from harness.analysis import comparison, published
 from harness.analysis.comparison import Comparison
-from harness.analysis.records import CELL, MetricInfo, Record, scored_rows
+from harness.analysis.records import CELL, MetricInfo, Record
 from harness.distribution import paired_distances
 from harness.errors import HarnessError
 from harness.identity import digest, unequal
@@ -346,8 +346,7 @@ def _paired(a: _Run, b: _Run, pair: _Pair, head: Record, notes: list[str]) -> li
 
 def _scores(source: _Run, place: tuple[str, str, str], metrics: dict[str, MetricInfo]) -> pd.DataFrame:
     """The finite scores of one cell, a row each, by the metrics as this run has them."""
-    mine = {label: source.outcome.metrics[label] for label in metrics}
-    rows = scored_rows(source.outcome.rows, source.outcome.scores, mine)
+    rows = source.outcome.scored[source.outcome.scored["metric"].isin(list(metrics))]
     for name, label in zip(CELL, place, strict=True):
         rows = rows[rows[name] == label]
     return rows[["prompt_id", "category", "seed", "nfe", "metric", "value"]]

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,6 +56,12 @@ class Outcome:
     published: pd.DataFrame | None = None  # rows of harness.analysis.published
     candidates: dict[str, int] = field(default_factory=dict)  # by method that only samples: how many noises
     root: Path = Path()  # the run folder
+    paired: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # what harness.analysis.tables has computed
+
+    @cached_property
+    def scored(self) -> pd.DataFrame:
+        """`scored_rows` of all metrics: each finite score beside its sample."""
+        return tables.scored_rows(self.rows, self.scores, self.metrics)
 
     def print_tables(self, ci: bool = False, groups: bool = False) -> None:
         """Prints every table of the benchmark on the terminal."""

@@ -41,7 +41,9 @@ class Outcome(Protocol):
     @property
     def rows(self) -> pd.DataFrame: ...
     @property
-    def scores(self) -> pd.DataFrame: ...
+    def scored(self) -> pd.DataFrame: ...  # scored_rows of all metrics
+    @property
+    def paired(self) -> dict[str, list[Record]]: ...  # kept between the tables of one outcome
     @property
     def metrics(self) -> Mapping[str, MetricInfo]: ...
     @property
@@ -66,7 +68,8 @@ def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = F
     if spec.match is not None:
         metrics = {label: outcome.metrics[label] for label in _measured(outcome, spec)}
         offered = list(outcome.candidates) if spec.baselines is None else spec.baselines
-        found = matched(scored_rows(outcome.rows, outcome.scores, metrics), offered, metrics, spec.match)
+        rows = outcome.scored[outcome.scored["metric"].isin(list(metrics))]
+        found = matched(rows, offered, metrics, spec.match)
         if found:
             tables.append(lay_out_matched(found, spec, outcome.metrics, outcome.judges, outcome.candidates))
     return tables
@@ -98,7 +101,10 @@ def _paired(outcome: Outcome, spec: Spec) -> list[Record]:
     if spec.baseline is None:
         return []
     metrics = {label: outcome.metrics[label] for label in _measured(outcome, spec)}
-    return differences(scored_rows(outcome.rows, outcome.scores, metrics), spec.baseline, metrics)
+    kept, key = outcome.paired, json.dumps([spec.baseline, list(metrics)])
+    if key not in kept:
+        kept[key] = differences(outcome.scored, spec.baseline, metrics)
+    return kept[key]
 
 
 def _shown(outcome: Outcome, spec: Spec, paired: Sequence[Record]) -> list[Record]:
@@ -120,7 +126,7 @@ def fronts(outcome: Outcome, cost: str, wanted: Sequence[str] = ()) -> list[Tabl
     Raises:
         HarnessError: no such metric.
     """
-    rows = scored_rows(outcome.rows, outcome.scores, outcome.metrics)
+    rows = outcome.scored
     return [
         lay_out_front(
             found, pareto.against_dominators(found, rows, outcome.metrics), TableSpec(), outcome.metrics, outcome.judges
