@@ -13,7 +13,7 @@ import pandas as pd
 from harness import registry, run
 from harness.analysis import comparison, published
 from harness.analysis.comparison import Comparison
-from harness.analysis.records import CELL, MetricInfo, Record, scored_rows
+from harness.analysis.records import CELL, MetricInfo, Record
 from harness.distribution import paired_distances
 from harness.errors import HarnessError
 from harness.identity import digest, unequal
@@ -327,7 +327,7 @@ def _paired(a: _Run, b: _Run, pair: _Pair, head: Record, notes: list[str]) -> li
     both = a.rows(pair.first).merge(b.rows(pair.other), on=keys, suffixes=("_against", ""))
     both = both.loc[both["prompt"] == both["prompt_against"], keys]
     metrics = {label: info for label, info in b.outcome.metrics.items() if label in a.outcome.metrics}
-    for label in {*a.outcome.metrics} ^ {*b.outcome.metrics}:
+    for label in sorted({*a.outcome.metrics} ^ {*b.outcome.metrics}):
         notes.append(f"{label}: in one of the two only")
     ours, theirs = _scores(a, pair.first, metrics), _scores(b, pair.other, metrics)
     pairs = theirs.merge(ours, on=[*keys, "metric"], suffixes=("", "_against")).merge(both, on=keys)
@@ -346,8 +346,7 @@ def _paired(a: _Run, b: _Run, pair: _Pair, head: Record, notes: list[str]) -> li
 
 def _scores(source: _Run, place: tuple[str, str, str], metrics: dict[str, MetricInfo]) -> pd.DataFrame:
     """The finite scores of one cell, a row each, by the metrics as this run has them."""
-    mine = {label: source.outcome.metrics[label] for label in metrics}
-    rows = scored_rows(source.outcome.rows, source.outcome.scores, mine)
+    rows = source.outcome.scored[source.outcome.scored["metric"].isin(list(metrics))]
     for name, label in zip(CELL, place, strict=True):
         rows = rows[rows[name] == label]
     return rows[["prompt_id", "category", "seed", "nfe", "metric", "value"]]
@@ -392,19 +391,22 @@ def _remarks(record: Record, pairs: int, *sides: tuple[_Run, tuple[str, str, str
 
 
 def _beside(first: _Side, other: _Side, pair: _Pair, head: Record, notes: list[str]) -> list[Record]:
-    """Differences to published numbers, in the scale in which they are printed: no rows, so no test."""
+    """Differences to published numbers, in the scale in which the first is printed: no rows, so no test."""
     notes.append("Published numbers have no rows to pair with: a difference without interval or test, and whether "
                  "prompts, seeds and weights were the same cannot be checked.")
     ours, theirs = _values(first, pair.first, notes), _values(other, pair.other, notes)
     records = []
     for label in (label for label in theirs if label in ours):
         (one, of_one), (two, of_two) = ours[label], theirs[label]
-        scale = max(one.get("scale", 1.0), two.get("scale", 1.0))
+        unit = next(side["scale"] for side in (one, two) if "scale" in side)
         info = of_one or of_two or MetricInfo(label, "", higher_is_better=higher_is_better(label))
-        values = [side["value"] * (1.0 if "scale" in side else scale) for side in (two, one)]
+        factors = [unit / side.get("scale", 1.0) for side in (two, one)]
+        values = [side["value"] * factor for side, factor in zip((two, one), factors, strict=True)]
         said = [str(side["note"]) for side in (one, two) if side.get("note")]
-        if scale != 1:
-            said.append(f"{label}: ours times {scale:g}, as printed")
+        for side, factor in zip((two, one), factors, strict=True):
+            if factor != 1:
+                said.append(f"{label}: ours times {factor:g}, as printed" if "scale" not in side else
+                            f"{label}: {head['method']} times {factor:g}, to the unit of {head['against']}")
         records.append(comparison.plain_record(
             head, label, replace(info, kind="published"), *values, nfe=two.get("nfe"), nfe_against=one.get("nfe"),
             notes=said,

@@ -75,21 +75,23 @@ def paired_distances(
     Raises:
         ValueError: there are none, or too few.
     """
-    found = []
+    sides = []
     for store, cell in (first, second):
         ids, features = store.read_features(metric.shelf, model=cell.model, method=cell.method, prompts=cell.prompts)
         row = {sample: place for place, sample in enumerate(ids)}
         known = {pair: row[cell.sample_id(*pair)] for pair in pairs if cell.sample_id(*pair) in row}
-        found.append((features, known))
-    common = sorted(set(found[0][1]) & set(found[1][1]))
+        sides.append((features, known))
+    common = sorted(set(sides[0][1]) & set(sides[1][1]))
     if not common:
         raise ValueError("no (prompt, seed) has features on both sides")
-    prompts = [prompt for prompt, _ in common]
-    one, other = (features[[known[pair] for pair in common]] for features, known in found)
-    reference = metric.reference()
-    value, low, high = metric.difference((one, prompts), (other, prompts), reference)
-    distances = {"first": metric.distance(one, reference), "second": metric.distance(other, reference)}
-    return {**distances, "value": value, **_ends(low, high), "n": len(common), "prompts": len(set(prompts))}
+    prompts, reference = [prompt for prompt, _ in common], metric.reference()
+    one, other = (
+        metric.jackknife(features[[known[pair] for pair in common]], prompts, reference) for features, known in sides
+    )
+    found = one - other
+    ends = _ends(*found.interval())
+    values = {"first": one.value, "second": other.value, "value": found.value}
+    return {**values, **ends, "n": len(common), "prompts": len(set(prompts))}
 
 
 def _estimates(

@@ -19,11 +19,12 @@ FORM = re.compile(r"(?P<where>[^{}]+):(?P<name>\w+)\s*(?P<parameters>\{.*\})?", 
 def add(benchmark: Benchmark, text: str) -> tuple[Benchmark, str, tuple[str, ...]]:
     """The benchmark with one more method, that method's label (the name of its class), and where its file lies.
 
-    A noise stage is given the guidance and sampler of the baseline of the benchmark's tables, a guidance its sampler.
+    A noise stage is given the guidance and sampler of the baseline of the benchmark's tables (the first, where methods
+    have their own) and, where it needs one, the judge of the first method that has one; a guidance that sampler.
 
     Raises:
-        HarnessError: not of the form, no such file or class, neither a noise stage nor a guidance, or a label that
-            the benchmark has already.
+        HarnessError: not of the form, no such file or class, neither a noise stage nor a guidance, a label that the
+            benchmark has already, or a stage that needs a judge where no method has one.
     """
     found = FORM.fullmatch(text.strip())
     if found is None:
@@ -36,9 +37,16 @@ def add(benchmark: Benchmark, text: str) -> tuple[Benchmark, str, tuple[str, ...
     registry.look_in(folders)
     kind = _kind(text, registry.load("noise", place), folders)
     base = next((table.baseline for table in benchmark.tables if table.baseline), None)
+    base = next(iter(base.values()), None) if isinstance(base, dict) else base
     beside = benchmark.methods[base].model_dump() if base in benchmark.methods else {}
-    method = {"guidance": beside.get("guidance"), "sampler": beside.get("sampler") or {}}
-    method |= {kind: {place: _parameters(text, found["parameters"])}}
+    parameters = _parameters(text, found["parameters"])
+    method = {"guidance": beside.get("guidance"), "sampler": beside.get("sampler") or {}, kind: {place: parameters}}
+    if kind == "noise" and getattr(registry.build("noise", place, parameters), "needs_judge", False):
+        method["judge"] = next((spec.judge for spec in benchmark.methods.values() if spec.judge), None)
+        if method["judge"] is None:
+            raise HarnessError(f"--method {text}: this noise stage needs a judge, and no method of the benchmark has "
+                               f"one: name it in the benchmark file, methods: {{{label}: {{noise: {{'{place}': "
+                               f"{parameters}}}, judge: METRIC}}}}")
     content = benchmark.model_dump(exclude_unset=True)
     content["methods"] = {name: spec.model_dump() for name, spec in benchmark.methods.items()} | {label: method}
     return benchmarks.parse(content, "--method"), label, folders

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,6 +57,12 @@ class Outcome:
     candidates: dict[str, int] = field(default_factory=dict)  # by method that only samples: how many noises
     root: Path = Path()  # the run folder
     resolved: Resolved | None = None  # what was asked for; the run folder may hold more
+    paired: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # what harness.analysis.tables has computed
+
+    @cached_property
+    def scored(self) -> pd.DataFrame:
+        """`scored_rows` of all metrics: each finite score beside its sample."""
+        return tables.scored_rows(self.rows, self.scores, self.metrics)
 
     def print_tables(self, ci: bool = False, groups: bool = False) -> None:
         """Prints every table of the benchmark on the terminal."""
@@ -429,10 +436,10 @@ def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list
             for label, metric in metrics.items()
             if isinstance(metric.metric, DistributionMetric) and metric.missing is None
         },
-        {
+        list(dict.fromkeys(
             base for spec in resolved.benchmark.tables
             for base in tables.baselines(spec.baseline, resolved.benchmark.methods).values()
-        },
+        )),
     )
     infos = {label: _info(metric) for label, metric in metrics.items()}
     kept = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame(columns=SCORES)

@@ -48,8 +48,10 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("analysis/comparison.py", "tests/analysis/test_comparison.py"): [
         ('delta = rows["value"].to_numpy(float) - rows', 'delta = -rows["value"].to_numpy(float) + 2 * rows'),
-        ('rows["prompt_id"], info.higher_is_better)', 'rows["prompt_id"], True)'),
+        ("if grouped else None, info.higher_is_better)", "if grouped else None, True)"),
         ('rows["category"] if grouped else None', "None"),
+        ("<= LEAST * abs(delta).max()", "< 0"),
+        ('rows["prompt_id"], difference["value"])', 'rows["prompt_id"], delta.mean())'),
         ('(record["model"], record["prompts"], record["metric"])', '(record["model"], record["metric"])'),
         ("number(mean - other)", "number(other - mean)"),
         ('record["nfe"] / record["nfe_against"] if', 'record["nfe_against"] / record["nfe"] if'),
@@ -316,8 +318,11 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('row["value"] / row["scale"] * scale', 'row["value"]'),
         ("[*theirs, *own]) if", "[*own, *theirs]) if"),
         ('published["quantity"] == quantity', 'published["quantity"] != "difference"'),
+        ('if row["against"] and row["against"] != compared:', "if False:"),
+        ('baseline.get(row["method"])', "None"),
         ('or not set(prompts) <= set(labels["prompts"])', ""),
         ("elif found[key].value != value:", "else:"),
+        ('max((len(f"{value', 'min((len(f"{value'),
         ('in ("any", *labels[key]) for key in CELL', 'in ("any", *labels[key]) for key in CELL[:1]'),
     ],
     ("analysis/layout.py", "tests/analysis/test_published_tables.py"): [
@@ -380,7 +385,6 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if table.name != path.stem:", "if False:"),
         ("table.scale.get(cell[-1], 1.0)", "1.0"),
         ("if cell in said else None", "if False else None"),
-        ("return max(len(repr(value)", "return min(len(repr(value)"),
     ],
     ("method.py", "tests/test_flops.py"): [
         ("model.flops_per_text() + counter.decoded", "counter.decoded"),

@@ -217,6 +217,33 @@ def test_published_numbers_give_a_difference_without_a_test(folder: Path, monkey
     assert back["value"] == pytest.approx(9000 - 100 * scores(folder, "base", "plain")["value"].mean())
 
 
+@pytest.mark.parametrize(("first", "other", "expected", "notes"), [
+    (0.01, 0.01, [25.0, 23.0], []), (100.0, 1.0, [25.0, 2300.0], ["brightness: published:u times 100, to the unit of "
+                                                                  "published:t"]),
+    (0.01, 100.0, [25.0, 0.0023], ["brightness: published:u times 0.0001, to the unit of published:t"]),
+])
+def test_two_published_sides_are_brought_to_the_unit_of_the_first(
+    monkeypatch: pytest.MonkeyPatch, first: float, other: float, expected: list[float], notes: list[str]
+) -> None:
+    line = {"model": "sd", "method": "cfg", "prompts": "p", "metric": "brightness", "quantity": "value", "note": ""}
+    sides = {"t": line | {"value": 25.0, "scale": first}, "u": line | {"value": 23.0, "scale": other}}
+    monkeypatch.setattr(published, "rows", lambda name: pd.DataFrame([sides[name]]))
+    (record,) = compare(["published:t/cfg", "published:u/cfg"], results=Path("nowhere")).records
+    assert [record["mean_against"], record["mean"]] == pytest.approx(expected)
+    assert record["value"] == pytest.approx(expected[1] - expected[0])
+    assert [note.replace("/cfg", "") for note in record["notes"]] == notes
+
+
+def test_ours_is_brought_to_a_scale_below_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"model": "sd", "method": "cfg", "prompts": "things", "metric": "brightness", "quantity": "value",
+             "value": 1.5, "scale": 0.01, "note": ""}]
+    monkeypatch.setattr(published, "rows", lambda name: pd.DataFrame(rows))
+    (record,) = compared(folder, "published:t", "base").records
+    mine = scores(folder, "base", "cfg")["value"].mean()
+    assert (record["mean"], record["mean_against"]) == pytest.approx((mine / 100, 1.5))
+    assert record["notes"] == ["brightness: ours times 0.01, as printed"]
+
+
 def test_two_methods_of_a_published_table() -> None:
     names = ["published:noise-selection-table1/unstable", "published:noise-selection-table1/stable"]
     found = compare(names, results=Path("nowhere"))

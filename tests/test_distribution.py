@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness import distribution
-from harness.distribution import distribution_values
+from harness.distribution import distribution_values, paired_distances
 from harness.metrics.base import DistributionMetric, Reference
 from harness.plan import Cell
 from harness.prompts import Prompt, PromptSet
@@ -93,3 +93,20 @@ def test_a_cell_without_images_says_so(store: Store) -> None:
     records = distribution_values(store, [_cell("nothing"), _cell("a")], {"one": (Shift(), "1")}, baselines=["a"])
     assert [(r["n"], r["value"] is None, r["error"]) for r in records] == [(0, True, "no images"), (24, False, None)]
     assert records[0]["against"] == {}
+
+
+def test_two_cells_on_common_pairs_with_each_distance_computed_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    monkeypatch.setattr(Shift, "distance", lambda self, x, reference, real=Shift.distance: (
+        rows.append(len(x)), real(self, x, reference))[1])
+    pairs = {(str(i), seed) for i in range(8) for seed in (0, 1)}
+    found = paired_distances(Shift(), (store, _cell("b")), (store, _cell("a")), {*pairs, ("unknown", 0)})
+    assert rows.count(16) == 2
+    assert (found["n"], found["prompts"]) == (16, 8)
+    assert found["value"] == pytest.approx(found["first"] - found["second"])
+    assert found["value"] == pytest.approx(2, abs=0.3)
+    assert found["low"] < found["value"] < found["high"]
+    with pytest.raises(ValueError, match="no \\(prompt, seed\\)"):
+        paired_distances(Shift(), (store, _cell("b")), (store, _cell("a")), {("unknown", 0)})

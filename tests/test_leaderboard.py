@@ -18,6 +18,7 @@ from harness.analysis import leaderboard as board
 from harness.analysis import published
 from harness.display import Display
 from harness.errors import HarnessError
+from harness.resolve import resolve
 from harness.run import table
 from tests.command import harness
 from tests.small import small_benchmark, small_folder, small_run
@@ -344,6 +345,29 @@ def test_a_guidance_of_one_s_own_takes_the_sampler_of_the_baseline(
     assert list(grown.methods) == ["plain", "cfg", "Strong"]
     again, label, folders = own_method.add(small, "small_plugins:Strong")
     assert (again.methods["Strong"].guidance, folders) == ({"small_plugins:Strong": {}}, ())
+
+
+def test_a_baseline_of_each_method_s_own_gives_the_first_s_guidance(folder: Path) -> None:
+    path = small_benchmark(folder, "own", tables=[{"baseline": {"plain": "cfg"}}])
+    grown, label, _ = own_method.add(benchmarks.load(path), "small_plugins:Shrink")
+    assert grown.methods[label].guidance == {"cfg": {"scale": 3}}
+
+
+def test_a_stage_that_needs_a_judge_takes_that_of_the_first_method_with_one(
+    folder: Path, small: benchmarks.Benchmark
+) -> None:
+    text = "harness.noise.best_of_n:BestOfN{candidates: 2}"
+    with pytest.raises(HarnessError, match="needs a judge, and no method of the benchmark has one: name it in the "):
+        own_method.add(small, text)
+    judge = "small_plugins:Brightness"
+    path = small_benchmark(folder, "judged", methods={
+        "cfg": {"guidance": {"cfg": {"scale": 3}}}, "best": {"noise": {"best_of_n": {"candidates": 3}}, "judge": judge},
+    })
+    grown, label, folders = own_method.add(benchmarks.load(path), text)
+    assert (label, grown.methods[label].judge) == ("BestOfN", judge)
+    resolve(grown, path, folders)
+    grown, label, _ = own_method.add(benchmarks.load(path), "small_plugins:Shrink")
+    assert grown.methods[label].judge is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 import yaml
 
 from harness import cli, run
+from harness.analysis import tables
+from harness.benchmark import TableSpec
 from harness.display import Display
 from harness.errors import HarnessError
 from harness.store import DETERMINISTIC, Store
+from tests.analysis.world import world
 from tests.tiny import tiny_stable_diffusion
 
 PLUGIN = '''
@@ -287,3 +291,24 @@ def test_limit_is_a_part_of_the_whole(folder: Path) -> None:
     after = images(folder)
     assert set(before["sample_id"]) < set(after["sample_id"])
     assert len(after) == 8
+
+
+def test_differences_are_computed_once_for_all_formats(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[str] = []
+
+    def counted(name: str, real: Callable[..., Any]) -> None:
+        monkeypatch.setattr(tables, name, lambda *args: (called.append(name), real(*args))[1])
+
+    counted("scored_rows", tables.scored_rows)
+    counted("differences", tables.differences)
+    w = world()
+    specs = [TableSpec(baseline="cfg-3"), TableSpec(baseline="cfg-3", show="win_rate"),
+             TableSpec(baseline="cfg-3", columns=["clipscore-shapes"]), TableSpec(baseline={"cfg-3": "no-guidance"})]
+    outcome = run.Outcome(w.records, specs, w.rows, w.scores, w.metrics, w.judges, [])
+    found = {form: outcome.render(form) for form in ("markdown", "csv", "json")}
+    outcome.print_tables()
+    assert called == ["scored_rows", *["differences"] * 3]  # the first two specs share theirs
+    assert found["markdown"] == "\n".join(tables.render(w, spec, "markdown") for spec in specs)
+    assert "Paired differences" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.analysis.records import CELL, Record
 
-COSTS = {"nfe": "NFE", "seconds": "s/image"}  # published words that are columns of every table of ours
+PRINTED_COSTS = {"nfe": "NFE", "seconds": "s/image"}  # published words that are columns of every table of ours
 Place = tuple[str, str, str]  # a cell of the benchmark: model, method, prompts
 
 
@@ -28,13 +28,19 @@ class Number(NamedTuple):
 class Numbers:
     """The published numbers of one table, by (model, method, prompts) and metric.
 
-    `scales` has what ours is multiplied by to be in the printed unit, where that is not 1. `left_out` counts by
-    published table the numbers whose model or prompt set the run does not have.
+    `scales` has what ours is multiplied by to be in the printed unit, where that is not 1. `left_out` counts the
+    numbers that are not shown by what is said of them: the table, and that they are of a model or prompt set that the
+    run does not have, or against another baseline.
     """
 
     found: dict[tuple[Place, str], Number] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+
+    def leave_out(self, table: str, which: str) -> None:
+        """Counts one more number of a published table that is not shown."""
+        said = f"{table}: numbers {which} are left out"
+        self.left_out[said] = self.left_out.get(said, 0) + 1
 
     @property
     def metrics(self) -> list[str]:
@@ -52,7 +58,7 @@ class Numbers:
         """The metrics beside which an average is printed: what it is the mean of."""
         rows = {(place, number.table) for (place, metric), number in self.found.items() if metric == "average"}
         mean_of = [metric for (place, metric), number in self.found.items() if (place, number.table) in rows]
-        return [metric for metric in dict.fromkeys(mean_of) if metric not in ("average", *COSTS.values())]
+        return [metric for metric in dict.fromkeys(mean_of) if metric not in ("average", *PRINTED_COSTS.values())]
 
     def of(self, metrics: Collection[str]) -> Numbers:
         """The numbers of these metrics alone."""
@@ -64,7 +70,7 @@ class Numbers:
 
     def decimals(self, metric: str) -> int:
         """With how many decimals the metric was printed (the most of any of its numbers)."""
-        return max((_decimals(number.value) for (_, name), number in self.found.items() if name == metric), default=0)
+        return printed_decimals([number.value for (_, name), number in self.found.items() if name == metric])
 
     def scaled(self, record: Record) -> Record:
         """A record of ours in the printed unit."""
@@ -80,7 +86,10 @@ class Numbers:
         return [place for block in blocks for place in dict.fromkeys([*theirs, *own]) if (place[0], place[2]) == block]
 
 
-def numbers(published: pd.DataFrame | None, quantity: str, ours: Sequence[Record]) -> Numbers:
+def numbers(
+    published: pd.DataFrame | None, quantity: str, ours: Sequence[Record],
+    baseline: str | Mapping[str, str] | None = None,
+) -> Numbers:
     """The published numbers of one `quantity` (value, win_rate or difference) for the models and prompt sets of `ours`.
 
     Args:
@@ -88,6 +97,8 @@ def numbers(published: pd.DataFrame | None, quantity: str, ours: Sequence[Record
             None for none.
         quantity: what the table shows.
         ours: the records that the table is made of.
+        baseline: what the table compares with, or, by method, each with its own. A win rate or difference that is
+            said to be against another is left out; one that does not say is not.
 
     Where two tables print the same number, the first one's is taken and a note says what the other prints. Tables
     that print a metric in different units are brought to the unit of the first. The label `any` is every one of ours.
@@ -99,9 +110,13 @@ def numbers(published: pd.DataFrame | None, quantity: str, ours: Sequence[Record
     for row in published[published["quantity"] == quantity].to_dict("records"):
         models, methods, prompts = (labels[key] if row[key] == "any" else [row[key]] for key in CELL)
         if not set(models) <= set(labels["model"]) or not set(prompts) <= set(labels["prompts"]):
-            chosen.left_out[row["table"]] = chosen.left_out.get(row["table"], 0) + 1
+            chosen.leave_out(row["table"], "of other models or prompt sets")
             continue
-        metric = COSTS.get(row["metric"], row["metric"])
+        compared = baseline if baseline is None or isinstance(baseline, str) else baseline.get(row["method"])
+        if row["against"] and row["against"] != compared:
+            chosen.leave_out(row["table"], "against another baseline")
+            continue
+        metric = PRINTED_COSTS.get(row["metric"], row["metric"])
         scale = chosen.scales.setdefault(metric, row["scale"])
         value = row["value"] if row["scale"] == scale else row["value"] / row["scale"] * scale
         for place in product(models, methods, prompts):
@@ -127,9 +142,9 @@ def _note(row: Mapping[Any, Any]) -> str | None:
     return row["note"] if isinstance(row["note"], str) else None  # a frame may hold NaN for None
 
 
-def _decimals(value: float) -> int:
-    """The decimals of a number, at most six: 2 for 27.25."""
-    return len(f"{value:.6f}".rstrip("0").partition(".")[2])
+def printed_decimals(values: Iterable[float]) -> int:
+    """The decimals, at most six, that show all values in full; papers print a column with as many."""
+    return max((len(f"{value:.6f}".rstrip("0").partition(".")[2]) for value in values), default=0)
 
 
 def objects(published: pd.DataFrame | None) -> list[Record]:
@@ -144,6 +159,8 @@ def objects(published: pd.DataFrame | None) -> list[Record]:
     for row in published.to_dict("records"):
         head = {key: row[key] for key in CELL} | {"group": None, "metric": row["metric"], "metric_digest": None}
         said = {"table": row["table"], "source": row["source"], "note": _note(row)}
+        if row["against"]:
+            said["baseline"] = row["against"]
         found.append(
             head | none | {"n": 0, "quantity": row["quantity"], "published": row["value"], "scale": row["scale"]} | said
         )

@@ -16,10 +16,10 @@ import pandas as pd
 
 from harness.analysis import render, stats
 from harness.analysis.layout import Cell, Column, Table, decimals, fixed, interval, p_value
-from harness.analysis.records import MetricInfo, Record, number
+from harness.analysis.records import MetricInfo, Record, number, paired
 
 LABELS = ["model", "prompts", "method", "against", "metric"]
-FORMATS = {"markdown": render.markdown, "latex": render.latex, "html": render.html}
+LEAST = 1e-9  # of the largest difference of a pair: a mean difference below is what rounding leaves of none
 CAPTION = (
     "Difference: method minus the one it is compared with, paired by prompt and seed, [95 % interval] (prompts "
     "resampled); p from sign flips of prompts, Holm-adjusted over the methods of a metric; bold: p < 0.05. Wins: share "
@@ -50,7 +50,7 @@ class Comparison:
             rows = [record | {"notes": "; ".join(record.get("notes", ()))} for record in self.records]
             pd.DataFrame(rows, dtype=object).to_csv(out, index=False, lineterminator="\n")
             return out.getvalue()
-        return FORMATS[form](self.table())
+        return render.FORMATS[form](self.table())
 
 
 def paired_records(head: Record, pairs: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> list[Record]:
@@ -74,15 +74,9 @@ def paired_records(head: Record, pairs: pd.DataFrame, metrics: Mapping[str, Metr
         delta = rows["value"].to_numpy(float) - rows["value_against"].to_numpy(float)
         grouped = info.grouped and bool(rows["category"].notna().any())
         mean, other = (_mean(rows, name, grouped) for name in ("value", "value_against"))
-        difference = stats.paired_difference(delta, rows["prompt_id"], rows["category"] if grouped else None)
-        wins = stats.win_rate(delta, rows["prompt_id"], info.higher_is_better)
-        found.append(head | {
-            "metric": str(label), "mean": mean, "mean_against": other, "value": number(difference.value),
-            "low": number(difference.low), "high": number(difference.high), "p": number(difference.p),
-            "n": difference.n, "clusters": difference.clusters, "win_rate": number(wins.rate),
-            "win_low": number(wins.low), "win_high": number(wins.high), "wins": wins.wins, "ties": wins.ties,
-            "losses": wins.losses, "effect_size": number(stats.effect_size(delta, rows["prompt_id"])),
-            "prompts_needed": _needed(delta, rows["prompt_id"]), "nfe": number(rows["nfe"].mean()),
+        difference = paired(delta, rows["prompt_id"], rows["category"] if grouped else None, info.higher_is_better)
+        found.append(head | {"metric": str(label), "mean": mean, "mean_against": other} | difference | {
+            "prompts_needed": _needed(delta, rows["prompt_id"], difference["value"]), "nfe": number(rows["nfe"].mean()),
             "nfe_against": number(rows["nfe_against"].mean()), "kind": info.kind,
             "higher_is_better": info.higher_is_better,
         })
@@ -154,9 +148,11 @@ def _mean(rows: pd.DataFrame, name: str, grouped: bool) -> float | None:
     return number(rows.groupby("category")[name].mean().mean() if grouped else rows[name].mean())
 
 
-def _needed(delta: Any, clusters: pd.Series) -> int | None:
-    """None where nothing differs, or a single prompt tells of no spread."""
+def _needed(delta: Any, clusters: pd.Series, difference: float) -> int | None:
+    """None where nothing differs beyond rounding (`LEAST`), or a single prompt tells of no spread."""
+    if abs(difference) <= LEAST * abs(delta).max():
+        return None
     try:
-        return stats.prompts_needed(delta, clusters, float(delta.mean()))
+        return stats.prompts_needed(delta, clusters, difference)
     except ValueError:
         return None

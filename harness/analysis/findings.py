@@ -23,7 +23,7 @@ import pandas as pd
 from harness.analysis import layout, render
 from harness.analysis.figures import quality_against_cost
 from harness.analysis.matching import ALIKE, alike, nearest
-from harness.analysis.records import CELL, MetricInfo, Record, differences, records, scored_rows
+from harness.analysis.records import CELL, MetricInfo, Record, differences, records
 from harness.analysis.tables import Outcome
 from harness.errors import HarnessError
 from harness.files import write_atomic
@@ -61,8 +61,8 @@ class Study:
 
 def export(outcome: Outcome, path: Path) -> Path:
     """Keeps what findings need of a run: its score rows at `path` (Parquet) and its records beside it (JSON)."""
-    rows = scored_rows(outcome.rows, outcome.scores, outcome.metrics)
-    rows["judge"] = rows["method"].map(dict(outcome.judges))
+    rows = outcome.scored
+    rows = rows.assign(judge=rows["method"].map(dict(outcome.judges)))
     data = io.BytesIO()
     rows.to_parquet(data, index=False, compression="zstd")
     kept = json.dumps(list(outcome.records), indent=1, ensure_ascii=False, allow_nan=False)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from harness.analysis.beside import COSTS, Numbers, Place
+from harness.analysis.beside import PRINTED_COSTS, Numbers, Place
 from harness.analysis.matching import misfit
 from harness.analysis.records import CELL, MetricInfo, Record
 
@@ -109,7 +109,7 @@ def lay_out(
     chosen = shown(spec, metrics, theirs)
     own = [label for label in chosen if label in metrics]
     unlike = theirs.averaged() if set(theirs.averaged()) != set(own) else []
-    theirs = theirs.of([*chosen, *COSTS.values(), *["average"] * (spec.average and not unlike)])
+    theirs = theirs.of([*chosen, *PRINTED_COSTS.values(), *["average"] * (spec.average and not unlike)])
     mine = [theirs.scaled(r) for r in records if r["group"] is None and r["metric"] in own]
     won = spec.show == "win_rate"
     directions = {label: 1 if won else _direction(metrics[label]) for label in own}
@@ -130,7 +130,7 @@ def lay_out(
         sizes = {r["n"] for r in mine if r["metric"] == label and r["value"] is not None}
         if metrics[label].kind == "distribution" and len(sizes) > 1:
             table.note(f"{label} depends on n: rows of different n must not be compared")
-    _beside(table, places, theirs, [*own, "average", *COSTS.values()])
+    _beside(table, places, theirs, [*own, "average", *PRINTED_COSTS.values()])
     return table
 
 
@@ -138,7 +138,7 @@ def shown(spec: Spec, metrics: Mapping[str, MetricInfo], numbers: Numbers) -> li
     """The metric columns of a table: the metrics here, and those that are published alone."""
     if not isinstance(spec.columns, str):
         return [label for label in spec.columns if label in metrics or label in numbers.metrics]
-    placed = {*metrics, *COSTS.values(), *["average"] * spec.average}
+    placed = {*metrics, *PRINTED_COSTS.values(), *["average"] * spec.average}
     return [*metrics, *(metric for metric in numbers.metrics if metric not in placed)]
 
 
@@ -353,8 +353,8 @@ def _beside(
     if any(column.part for column in columns):
         table.caption += f" Published: {numbers.cited()}."
         table.caption += " Difference: ours less published, which is no paired test." if compare else ""
-    for name, count in numbers.left_out.items():
-        table.note(f"{name}: numbers of other models or prompt sets are left out ({count})")
+    for said, count in numbers.left_out.items():
+        table.note(f"{said} ({count})")
 
 
 def _value_cell(

@@ -9,7 +9,6 @@ import pandas as pd
 
 from harness.analysis.records import MetricInfo, Record, differences
 
-COSTS = ("nfe", "flops", "seconds")
 MISSING = -1
 
 

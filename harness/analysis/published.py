@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from harness import registry
 from harness.analysis import layout, render
+from harness.analysis.beside import printed_decimals
 from harness.benchmark import Paper, Strict, explain, read_mapping, resources
 from harness.errors import HarnessError
 
@@ -44,7 +45,9 @@ WORDS = {
     "gigabytes": "GPU memory",
     "mebibytes": "GPU memory",
 }
-COLUMNS = ["paper", "table", "model", "method", "prompts", "metric", "quantity", "value", "scale", "source", "note"]
+COLUMNS = [
+    "paper", "table", "model", "method", "prompts", "metric", "quantity", "against", "value", "scale", "source", "note",
+]
 
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # as text it would be a mistake of the file
@@ -53,12 +56,13 @@ Cell = tuple[str, str, str, str]
 
 class Row(Strict):
     """Values of one (model, method, prompts), in the paper's scale. A word like `any` or `unstated` may stand for a
-    label."""
+    label. `against`: the method that a win rate or difference is to, where it is known."""
 
     model: Text
     method: Text
     prompts: Text
     values: dict[str, Number] = Field(min_length=1)
+    against: Text | None = None
     note: Text | None = None
 
     def cells(self) -> list[Cell]:
@@ -88,7 +92,7 @@ class Published(Strict):
         source: where the numbers were read.
         setting: what all rows share.
         quantity: `value`; `win_rate`, the share in percent of prompts or votes where the row's method is better than
-            the one in its note; or `difference`, the row's method less the one in its note.
+            the row's `against`; or `difference`, the row's method less that one.
         scale: by metric, where not 1: printed number = scale x ours (a win rate of ours is a share of 1).
         rows: labels as in the benchmark file that reproduces the table. A metric is one of this project, or a word of
             `WORDS`.
@@ -109,6 +113,8 @@ class Published(Strict):
         places: dict[Cell, int] = {}
         metrics = sorted({*registry.names("metric"), *WORDS})
         for i, row in enumerate(self.rows):
+            if row.against is not None and self.quantity == "value":
+                raise ValueError(f"rows.{i}.against: a value is against nothing: give 'quantity' too, or leave it out")
             for cell in row.cells():
                 if cell[-1] not in metrics:
                     hint = registry.nearest(cell[-1], metrics)
@@ -127,6 +133,11 @@ class Published(Strict):
         if len({misprint.cell for misprint in self.misprints}) < len(self.misprints):
             raise ValueError("misprints: the same number stands there twice")
         return self
+
+    def note(self, row: Row) -> str | None:
+        """What the row is compared with and its note: `against unstable; a bound`."""
+        compared = f"{'less' if self.quantity == 'difference' else 'against'} {row.against}" if row.against else None
+        return "; ".join(part for part in (compared, row.note) if part) or None
 
     def said(self) -> dict[Cell, str]:
         """What contradicts each misprinted number."""
@@ -166,8 +177,8 @@ def read(path: Path) -> Published:
 def rows(name: str | None = None) -> pd.DataFrame:
     """One line a number: the columns `COLUMNS`, `value` and `scale` float64, of one table or of all.
 
-    `paper` is title and arXiv number, `table` the table's name here, `note` the row's note and what contradicts a
-    misprinted number, or "".
+    `paper` is title and arXiv number, `table` the table's name here, `against` what a win rate or difference is to,
+    "" where it is not stated, `note` the row's note, with `against`, and what contradicts a misprinted number, or "".
 
     Raises:
         HarnessError: as `load`.
@@ -178,20 +189,16 @@ def rows(name: str | None = None) -> pd.DataFrame:
         for row in table.rows:
             for cell, value in zip(row.cells(), row.values.values(), strict=True):
                 misprint = f"misprint: {said[cell]}" if cell in said else None
-                note = "; ".join(part for part in (row.note, misprint) if part)
+                note = "; ".join(part for part in (table.note(row), misprint) if part)
                 scale = table.scale.get(cell[-1], 1.0)
-                lines.append([cited(table.paper), table.name, *cell, table.quantity, value, scale, table.source, note])
+                head = [cited(table.paper), table.name, *cell, table.quantity, row.against or ""]
+                lines.append([*head, value, scale, table.source, note])
     return pd.DataFrame(lines, columns=COLUMNS).astype({"value": float, "scale": float})
 
 
 def cited(paper: Paper) -> str:
     """Title and arXiv number."""
     return f"{paper.title} (arXiv {paper.arxiv})" if paper.arxiv else paper.title
-
-
-def decimals(values: list[float]) -> int:
-    """The decimals that show all values in full; papers print a column with as many."""
-    return max(len(repr(value).partition(".")[2].removesuffix("0")) for value in map(float, values))
 
 
 # ------------------------------------------------------------------------------------------------- docs/published.md
@@ -253,15 +260,16 @@ def _laid_out(table: Published) -> layout.Table:
     labels = {label: [getattr(row, label) for row in table.rows] for label in layout.LABELS}
     varying = [label for label, found in labels.items() if len(set(found)) > 1] or ["method"]
     metrics = list(dict.fromkeys(metric for row in table.rows for metric in row.values))
-    digits = {m: decimals([row.values[m] for row in table.rows if m in row.values]) for m in metrics}
+    digits = {m: printed_decimals([row.values[m] for row in table.rows if m in row.values]) for m in metrics}
     laid = layout.Table(varying, [layout.Column(metric) for metric in metrics], [], "")
     said = table.said()
-    common = table.rows[0].note if len({row.note for row in table.rows}) == 1 else None
+    notes = dict.fromkeys(table.note(row) for row in table.rows)
+    common = next(iter(notes)) if len(notes) == 1 else None
     for row in table.rows:
         cells = [layout.Cell(f"{row.values[m]:.{digits[m]}f}" if m in row.values else "") for m in metrics]
         for metric, cell in zip(metrics, cells, strict=True):
-            if metric in row.values and row.note and row.note != common:
-                cell.marks.append(laid.note(row.note))
+            if metric in row.values and (said_of := table.note(row)) and said_of != common:
+                cell.marks.append(laid.note(said_of))
             if (row.model, row.method, row.prompts, metric) in said:
                 cell.marks.append(laid.note(f"misprint: {said[row.model, row.method, row.prompts, metric]}"))
         laid.rows.append(([getattr(row, label) for label in varying], cells))

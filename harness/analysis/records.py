@@ -136,10 +136,10 @@ def differences(
 
     A record holds model, method, prompts, group, metric, baseline, value (method - baseline), low, high, n
     (pairs), clusters (prompts), p (sign flips of prompts), p_holm, win_rate, win_low, win_high (the share of prompts
-    on which the method is better, ties half), effect_size (Cohen's d_z of the prompts, signed as value is), nfe,
-    baseline_nfe, and likewise flops where the rows have them. Holm's family is all methods on one metric of one
-    (model, prompts); with `groups`, all methods × categories likewise. A metric whose value is the mean of the lowest
-    has none: a difference of such means is no mean of paired differences.
+    on which the method is better, ties half), wins, ties, losses, effect_size (Cohen's d_z of the prompts, signed as
+    value is), nfe, baseline_nfe, and likewise flops where the rows have them. Holm's family is all methods on one
+    metric of one (model, prompts); with `groups`, all methods × categories likewise. A metric whose value is the mean
+    of the lowest has none: a difference of such means is no mean of paired differences.
     """
     found: list[Record] = []
     for (model, prompts, label), part in rows.groupby(["model", "prompts", "metric"], sort=False):
@@ -199,16 +199,25 @@ def win_rates(
     return rates
 
 
-def _difference(pairs: pd.DataFrame, grouped: bool, higher_is_better: bool) -> Record:
-    delta = pairs["value"].to_numpy(float) - pairs["value_base"].to_numpy(float)
-    prompts = pd.factorize(pairs["prompt_id"])[0]
-    found = stats.paired_difference(delta, prompts, pairs["category"] if grouped else None)
+def paired(
+    delta: np.ndarray, prompt_ids: pd.Series, categories: pd.Series | None, higher_is_better: bool
+) -> Record:
+    """What is said of differences `[N]` of pairs, N at least 1: value, low, high, n (pairs), clusters (prompts), p,
+    win_rate, win_low, win_high, wins, ties, losses, effect_size. With `categories`, value is the mean of theirs."""
+    prompts = pd.factorize(prompt_ids)[0]
+    found = stats.paired_difference(delta, prompts, categories)
     won = stats.win_rate(delta, prompts, higher_is_better)
     return _interval(found) | {
         "clusters": found.clusters, "p": found.p,
         "win_rate": won.rate, "win_low": won.low, "win_high": won.high,
+        "wins": won.wins, "ties": won.ties, "losses": won.losses,
         "effect_size": number(stats.effect_size(delta, prompts)),
-    } | {
+    }
+
+
+def _difference(pairs: pd.DataFrame, grouped: bool, higher_is_better: bool) -> Record:
+    delta = pairs["value"].to_numpy(float) - pairs["value_base"].to_numpy(float)
+    return paired(delta, pairs["prompt_id"], pairs["category"] if grouped else None, higher_is_better) | {
         key + cost: number(pairs[cost + side].mean())
         for cost in ("nfe", "flops") if cost in pairs for key, side in (("", ""), ("baseline_", "_base"))
     }

@@ -149,6 +149,9 @@ def html(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+FORMATS = {"markdown": markdown, "latex": latex, "html": html}  # a table as text
+
+
 def terminal(table: Table, width: int = 100) -> Group:
     """A table for a terminal of `width` columns, its footnotes after it.
 

@@ -32,8 +32,6 @@ from harness.errors import HarnessError
 __all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "as_json", "baselines", "differences", "draw_fronts",
            "fronts", "laid_out", "records", "render", "render_fronts", "scored_rows", "show", "show_tables"]
 
-FORMATS = {"markdown": formats.markdown, "latex": formats.latex, "html": formats.html}
-
 
 class Outcome(Protocol):
     """What a run offers to its tables (`harness.run.Outcome` is one)."""
@@ -43,7 +41,9 @@ class Outcome(Protocol):
     @property
     def rows(self) -> pd.DataFrame: ...
     @property
-    def scores(self) -> pd.DataFrame: ...
+    def scored(self) -> pd.DataFrame: ...  # scored_rows of all metrics
+    @property
+    def paired(self) -> dict[str, list[Record]]: ...  # kept between the tables of one outcome
     @property
     def metrics(self) -> Mapping[str, MetricInfo]: ...
     @property
@@ -62,13 +62,14 @@ def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = F
     if groups or spec.groups:
         tables += _by_category(outcome, spec, ci).values()
     if paired:
-        theirs = numbers(outcome.published, "difference", paired)
+        theirs = numbers(outcome.published, "difference", paired, spec.baseline)
         title = _against("Paired differences", spec.baseline)
         tables.append(lay_out_differences(paired, spec, outcome.metrics, title, numbers=theirs))
     if spec.match is not None:
         metrics = {label: outcome.metrics[label] for label in _measured(outcome, spec)}
         offered = list(outcome.candidates) if spec.baselines is None else spec.baselines
-        found = matched(scored_rows(outcome.rows, outcome.scores, metrics), offered, metrics, spec.match)
+        rows = outcome.scored[outcome.scored["metric"].isin(list(metrics))]
+        found = matched(rows, offered, metrics, spec.match)
         if found:
             tables.append(lay_out_matched(found, spec, outcome.metrics, outcome.judges, outcome.candidates))
     return tables
@@ -76,7 +77,7 @@ def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = F
 
 def _main(outcome: Outcome, spec: Spec, paired: Sequence[Record], ci: bool = False) -> Table:
     shown = _shown(outcome, spec, paired)
-    theirs = numbers(outcome.published, spec.show, shown)
+    theirs = numbers(outcome.published, spec.show, shown, spec.baseline)
     table = lay_out(shown, spec, outcome.metrics, outcome.judges, ci=ci, numbers=theirs)
     if spec.show == "win_rate":
         table.title = _against("Win rates", spec.baseline)
@@ -100,7 +101,10 @@ def _paired(outcome: Outcome, spec: Spec) -> list[Record]:
     if spec.baseline is None:
         return []
     metrics = {label: outcome.metrics[label] for label in _measured(outcome, spec)}
-    return differences(scored_rows(outcome.rows, outcome.scores, metrics), spec.baseline, metrics)
+    kept, key = outcome.paired, json.dumps([spec.baseline, list(metrics)])
+    if key not in kept:
+        kept[key] = differences(outcome.scored, spec.baseline, metrics)
+    return kept[key]
 
 
 def _shown(outcome: Outcome, spec: Spec, paired: Sequence[Record]) -> list[Record]:
@@ -122,7 +126,7 @@ def fronts(outcome: Outcome, cost: str, wanted: Sequence[str] = ()) -> list[Tabl
     Raises:
         HarnessError: no such metric, or the run has no values yet.
     """
-    rows = scored_rows(outcome.rows, outcome.scores, outcome.metrics)
+    rows = outcome.scored
     return [
         lay_out_front(
             found, pareto.against_dominators(found, rows, outcome.metrics), TableSpec(), outcome.metrics, outcome.judges
@@ -170,7 +174,7 @@ def draw_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], path: Path) 
 def render_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], form: str) -> str:
     """`fronts` as `markdown`, `latex`, `html`, or all points in one as `csv` or `json`."""
     if form not in ("csv", "json"):
-        return "\n".join(FORMATS[form](table) for table in fronts(outcome, cost, wanted))
+        return "\n".join(formats.FORMATS[form](table) for table in fronts(outcome, cost, wanted))
     found = [point for metric in _valued(outcome, wanted) for point in pareto.points(outcome.records, metric, cost)]
     if form == "json":
         return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -188,7 +192,7 @@ def render(outcome: Outcome, spec: Spec, form: str, *, ci: bool = False, groups:
         return as_json(outcome, [spec])
     if form == "csv":
         return formats.csv_text(_wide(outcome, spec, groups))
-    return "\n".join(FORMATS[form](table) for table in laid_out(outcome, spec, ci=ci, groups=groups))
+    return "\n".join(formats.FORMATS[form](table) for table in laid_out(outcome, spec, ci=ci, groups=groups))
 
 
 def as_json(outcome: Outcome, specs: Sequence[Spec]) -> str:

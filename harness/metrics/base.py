@@ -267,16 +267,3 @@ class DistributionMetric(Metric):
         (NaN, NaN) where there are too few prompts for one.
         """
         return self.interval_of(self.jackknife(features, clusters, reference), confidence)
-
-    def difference(
-        self,
-        first: tuple[np.ndarray, Sequence[Any]],
-        second: tuple[np.ndarray, Sequence[Any]],
-        reference: Reference | None,
-    ) -> tuple[float, float, float]:
-        """The distance of `first` minus that of `second`, paired by prompt, with its interval: (value, low, high).
-
-        Each side is (features, the prompt of each row). Raises ValueError where their prompts differ.
-        """
-        found = self.jackknife(*first, reference) - self.jackknife(*second, reference)
-        return found.value, *found.interval()

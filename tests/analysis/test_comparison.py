@@ -65,6 +65,19 @@ def test_the_means_of_a_grouped_metric_are_those_of_its_groups() -> None:
     (record,) = comparison.paired_records({}, given, {"m": MetricInfo("m", "", aggregation="mean_of_groups")})
     assert (record["mean"], record["mean_against"]) == (0.5, pytest.approx(1 / 3))
     assert record["value"] == pytest.approx(1 / 6)
+    # The prompts that are needed are those for the difference that is shown, not for the mean of the rows (1/4).
+    needed = TTestPower().solve_power(1 / 6 / np.std([1, 0, 0, 0], ddof=1), power=0.8, alpha=0.05)
+    assert record["prompts_needed"] == int(np.ceil(needed))
+
+
+def test_no_number_of_prompts_shows_a_difference_that_is_rounding() -> None:
+    given = pd.DataFrame({"prompt_id": list("abc"), "category": None, "metric": "up", "nfe": 1, "nfe_against": 1,
+                          "value": [0.1, 0.2, -0.3], "value_against": [0.0, 0.0, 0.0]})
+    (record,) = comparison.paired_records({}, given, {"up": UP})
+    assert 0 < abs(record["value"]) < 1e-15
+    assert record["prompts_needed"] is None
+    (record,) = comparison.paired_records({}, given.assign(value=[0.1, 0.2, 0.3]), {"up": UP})
+    assert record["prompts_needed"] > 2
 
 
 def test_holm_runs_over_the_methods_of_a_metric() -> None:

@@ -16,7 +16,8 @@ from scipy.stats import binomtest
 
 from harness import registry
 from harness.analysis import published
-from harness.analysis.published import Published, Row, decimals
+from harness.analysis.beside import printed_decimals
+from harness.analysis.published import Published, Row
 from harness.benchmark import resources
 from harness.errors import HarnessError
 
@@ -53,7 +54,7 @@ def value(table: str, method: str, metric: str, model: str | None = None, prompt
 
 def rounding(table: Published, metric: str) -> float:
     """Half a unit of the last printed digit of a column."""
-    return 0.5 * 10.0 ** -decimals([number for _, name, number in numbers(table) if name == metric])
+    return 0.5 * 10.0 ** -printed_decimals([number for _, name, number in numbers(table) if name == metric])
 
 
 # ---------------------------------------------------------------------------- what must agree within a paper
@@ -75,9 +76,8 @@ def wrong_differences() -> Iterator[Number]:
     """A quoted difference is that of the rows of the paper's tables."""
     for table in TABLES.values():
         for row, metric, number in numbers(table) if table.quantity == "difference" else ():
-            assert row.note
-            assert row.note.startswith("less ")
-            other = row.note.removeprefix("less ").split(",")[0]
+            other = row.against
+            assert other
             source = next(
                 t for t in TABLES.values() if t.quantity == "value" and t.paper.arxiv == table.paper.arxiv
                 and any((r.model, r.method, r.prompts) == (row.model, other, row.prompts) for r in t.rows)
@@ -94,7 +94,7 @@ def wrong_pairs() -> Iterator[Number]:
     """The two sides of a user study share 100 %."""
     for table in TABLES.values():
         for row, metric, number in numbers(table) if table.quantity == "win_rate" else ():
-            others = [r.values[metric] for r in table.rows if f"against {r.method}" == row.note and metric in r.values]
+            others = [r.values[metric] for r in table.rows if r.method == row.against and metric in r.values]
             if others and (len(others) > 1 or abs(number + others[0] - 100) > 1e-9):
                 yield key(table, row, metric)
 
@@ -106,7 +106,7 @@ def wrong_votes() -> Iterator[Number]:
         for row, metric, number in numbers(table):
             votes = VOTES[name, row.prompts]
             share = 100 * round(number * votes / 100) / votes
-            if abs(share - number) > 0.5 * 10.0 ** -decimals([number]) + 1e-9:
+            if abs(share - number) > 0.5 * 10.0 ** -printed_decimals([number]) + 1e-9:
                 yield key(table, row, metric)
 
 
@@ -127,7 +127,7 @@ def wrong_repetitions() -> Iterator[Number]:
     seen: dict[Any, tuple[float, Number]] = {}
     for table in TABLES.values():
         for row, metric, number in numbers(table):
-            opponent = row.note if table.quantity != "value" else None
+            opponent = row.against or row.note if table.quantity != "value" else None
             same = (row.model, row.method, row.prompts, metric, table.quantity, opponent)
             first, where = seen.setdefault(same, (number, key(table, row, metric)))
             if "any" not in (row.method, row.prompts) and first != number:
@@ -414,11 +414,26 @@ def test_rows_of_one_table() -> None:
     assert one.iloc[0].to_dict() | {"source": ""} == {
         "paper": "Not All Noises Are Created Equally: Diffusion Noise Selection and Optimization (arXiv 2407.14041)",
         "table": "noise-optimisation-table2", "model": "sdxl", "method": "original", "prompts": "pick-a-pic",
-        "metric": "hpsv2", "quantity": "value", "value": 25.98, "scale": 1.0, "source": "", "note": "",
+        "metric": "hpsv2", "quantity": "value", "against": "", "value": 25.98, "scale": 1.0, "source": "", "note": "",
     }
     assert one.iloc[4]["note"].startswith("misprint: ")
     pd.testing.assert_frame_equal(DATA[DATA["table"] == one["table"][0]].reset_index(drop=True), one)
     assert set(published.rows("noiserefine-table1").query("metric == 'hpsv2'")["scale"]) == {0.01}
+
+
+def test_what_a_win_rate_or_difference_is_against() -> None:
+    found = DATA.drop_duplicates(["table", "quantity", "against"]).set_index("table")
+    assert dict(found.loc[found["quantity"] != "value", "against"].groupby(level=0).agg(",".join)) == {
+        "noise-selection-winrates": "unstable", "noise-selection-differences": "unstable",
+        "noise-optimisation-winrates": "original", "noise-optimisation-differences": "original",
+        "noise-diffusion-differences": "initno", "z-sampling-winrates": "",  # "standard sampling" is no label
+        "noiserefine-table4": "guided,noise-refine", "noiserefine-table6": "gaussian,noise-refine",
+    }
+    assert set(DATA.loc[DATA["quantity"] == "value", "against"]) == {""}
+    notes = published.rows("noise-selection-winrates")["note"].tolist()
+    assert notes[0] == "against unstable"
+    assert notes[3] == 'against unstable; the text says "up to 57 %"'
+    assert published.rows("noise-diffusion-differences")["note"].tolist() == ["less initno; in points"]
 
 
 def test_the_page_shows_the_data() -> None:
@@ -426,7 +441,7 @@ def test_the_page_shows_the_data() -> None:
     assert page == published.page(), "python -m harness.analysis.published > docs/published.md"
     for table in TABLES.values():
         for row, metric, number in numbers(table):
-            digits = decimals([v for _, name, v in numbers(table) if name == metric])
+            digits = printed_decimals([v for _, name, v in numbers(table) if name == metric])
             assert f" {number:.{digits}f}" in page, (table.name, row.method, metric)
 
 
@@ -481,6 +496,7 @@ def changed(place: str, new: Any) -> dict[str, Any]:
     ("source", None, "source: this key is required"),
     ("source", "", "source: String should have at least 1 character"),
     ("paper", {"title": "x", "arxive": "1"}, "paper.arxive: unknown key: did you mean 'arxiv'?"),
+    ("rows/1/against", "a", "rows.1.against: a value is against nothing"),
     ("quantitty", "value", "quantitty: unknown key: did you mean 'quantity'?"),
     ("quantity", "ratio", "quantity: Input should be 'value', 'win_rate' or 'difference', got 'ratio'"),
     ("scale", {"fid": 0}, "scale.fid: Input should be greater than 0, got 0"),
@@ -540,7 +556,7 @@ def test_a_written_table_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
 
 def test_decimals_are_those_of_the_longest_number() -> None:
     columns = [[1.0, 25.98], [0.25, 13.3097], [800, 3020], [72.5, 69], [0.1]]
-    assert [decimals(column) for column in columns] == [2, 4, 0, 1, 1]
+    assert [printed_decimals(column) for column in columns] == [2, 4, 0, 1, 1]
 
 
 def test_the_folder_is_found_in_a_checkout_and_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,17 +27,19 @@ METRICS = {
     "fid_x": MetricInfo("fid_x", "f", kind="distribution", higher_is_better=False),
 }
 PAPER = "On 50 % & more_noise (arXiv 2407.00000)"
-COLUMNS = ["paper", "table", "model", "method", "prompts", "metric", "quantity", "value", "scale", "source", "note"]
+COLUMNS = [
+    "paper", "table", "model", "method", "prompts", "metric", "quantity", "value", "scale", "source", "note", "against",
+]
 
 
-def published(*lines, quantity="value", table="paper-table1", scale=None):
+def published(*lines, quantity="value", table="paper-table1", scale=None, against=""):
     """Lines (method, metric, value[, note]) as `harness.analysis.published.rows` gives them."""
     frame = [
         [PAPER, table, "sd", method, "p", metric, quantity, value, (scale or {}).get(metric, 1.0), "Table 1",
          *(note or [None])]
         for method, metric, value, *note in lines
     ]
-    return pd.DataFrame(frame, columns=COLUMNS)
+    return pd.DataFrame([[*line, against] for line in frame], columns=COLUMNS)
 
 
 def record(method, metric, value, **more):
@@ -465,6 +467,34 @@ def test_published_differences_stand_beside_the_paired_ones():
     assert row["hps published"] == "0.2"
     assert row["hps ours"].startswith("+0.250 [")
     assert paired.caption.endswith(f"Published: paper-table1 of {PAPER}.")
+
+
+@pytest.mark.parametrize("quantity", ["win_rate", "difference"])
+def test_numbers_against_another_baseline_are_left_out(quantity):
+    w = small_world()
+    spec = {"show": "win_rate"} if quantity == "win_rate" else {}
+    w.published = published(("tuned", "hps", 65.0), ("own_1", "hps", 64.0), quantity=quantity, against="plain")
+
+    def shown(baseline):
+        found = tables.laid_out(w, TableSpec(baseline=baseline, **spec))[0 if spec else 1]
+        return {method: row.get("hps published") for method, row in texts(found).items()}, found.notes
+
+    said = "paper-table1: numbers against another baseline are left out"
+    rows, notes = shown("plain")
+    assert (rows, [note for note in notes if "left out" in note]) == ({"tuned": "65", "own_1": "64"}, [])
+    rows, notes = shown({"tuned": "plain", "own_1": "tuned"})
+    assert rows == {"tuned": "65", "own_1": "–"}
+    assert f"{said} (1)" in notes
+    rows, _ = shown("own_1")
+    assert set(rows.values()) == {None}  # no number, no column
+    w.published["against"] = ""  # not stated: the row's note says what is known
+    assert shown("own_1")[0]["tuned"] == "65"
+
+
+def test_the_json_of_a_published_win_rate_names_its_baseline():
+    theirs = published(("tuned", "hps", 65.0), quantity="win_rate", against="plain")
+    assert [r["baseline"] for r in beside.objects(theirs)] == ["plain"]
+    assert "baseline" not in beside.objects(THEIRS)[0]
 
 
 # ---- formats hold together ----

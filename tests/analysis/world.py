@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.records import MetricInfo, Record, records
+from harness.analysis.records import MetricInfo, Record, records, scored_rows
 
 METRICS = {
     "geneval-shapes": MetricInfo("geneval-shapes", "g1", aggregation="mean_of_groups"),
@@ -29,6 +29,14 @@ class World:
     published: pd.DataFrame | None = None
 
     candidates: dict[str, int] = field(default_factory=lambda: {"no-guidance": 1, "cfg-3": 1, "best_of_6": 6})
+
+    @property
+    def scored(self) -> pd.DataFrame:  # nothing is kept: tests change the rows
+        return scored_rows(self.rows, self.scores, self.metrics)
+
+    @property
+    def paired(self) -> dict[str, list[Record]]:
+        return {}
 
     @property
     def records(self) -> list[Record]:

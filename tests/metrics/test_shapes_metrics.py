@@ -129,10 +129,12 @@ def test_distribution_metrics(name, folder, images):
     order = rng.permutation(60)
     assert metric.distance(cloud[order], reference) == pytest.approx(metric.distance(cloud, reference))
     assert np.isnan(metric.interval(cloud, ["one"] * 60, reference)).all()
-    value, below, above = metric.difference((cloud, clusters), (cloud * 0.9, clusters), reference)
-    assert below < value < above
-    assert value == pytest.approx(metric.distance(cloud, reference) - metric.distance(cloud * 0.9, reference))
-    assert metric.difference((cloud, clusters), (cloud, clusters), reference) == (0, 0, 0)
+    whole, less = (metric.jackknife(x, clusters, reference) for x in (cloud, cloud * 0.9))
+    below, above = (whole - less).interval()
+    assert below < (whole - less).value < above
+    assert (whole - less).value == pytest.approx(
+        metric.distance(cloud, reference) - metric.distance(cloud * 0.9, reference))
+    assert ((whole - whole).value, *(whole - whole).interval()) == (0, 0, 0)
 
 
 def test_features_are_not_normalised_and_cmmd_normalises(folder, images):
