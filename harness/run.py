@@ -111,7 +111,7 @@ def run(
     with _Work(store, resolved, display, address, workers) as work:
         _generate(work, cells)
         _score(work, cells)
-    return tabulate(store, resolved, cells, work.failures)
+    return _kept(store, tabulate(store, resolved, cells, work.failures))
 
 
 def _accepting(benchmark: Benchmark, accept: tuple[str, ...], path: Path, display: Display) -> Benchmark:
@@ -143,13 +143,13 @@ def score(
     store.write_benchmark(_grown(kept, resolved, Path(kept["source"])))
     with _Work(store, resolved, display, address, workers) as work:
         _score(work, resolved.cells())
-    return tabulate(store, resolved, resolved.cells(), work.failures)
+    return _kept(store, tabulate(store, resolved, resolved.cells(), work.failures))
 
 
 def table(run_name: str, *, results: Path) -> Outcome:
     """The tables of a run as it stands; nothing is generated or scored."""
     store, resolved = opened(run_name, results)
-    return tabulate(store, resolved, resolved.cells(), [])
+    return _kept(store, tabulate(store, resolved, resolved.cells(), []))
 
 
 def opened(run_name: str, results: Path, metrics: tuple[str, ...] = ()) -> tuple[Store, Resolved]:
@@ -448,11 +448,15 @@ def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list
     judges = {label: method.judge for label, method in resolved.methods.items() if method.judge}
     theirs = [published.rows(name) for name in dict.fromkeys(resolved.benchmark.published)]
     candidates = {label: m.candidates for label, m in resolved.methods.items() if m.candidates is not None}
-    outcome = Outcome(
+    return Outcome(
         records, resolved.benchmark.tables, rows, kept, infos, judges, failures,
         pd.concat(theirs, ignore_index=True) if theirs else None, candidates, store.root, resolved=resolved,
     )
-    store.write_table("records.json", json.dumps(records, indent=1))
+
+
+def _kept(store: Store, outcome: Outcome) -> Outcome:
+    """The same, its records and tables written into the run folder."""
+    store.write_table("records.json", json.dumps(outcome.records, indent=1))
     for number, spec in enumerate(outcome.specs):
         store.write_table(f"table-{number}.md", tables.render(outcome, spec, "markdown", ci=True))
     return outcome
