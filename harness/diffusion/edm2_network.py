@@ -173,7 +173,7 @@ class Block(nn.Module):
         assert self.attn_proj is not None
         rows, channels = x.shape[:2]
         together = self.attn_qkv(x).reshape(rows, self.heads, channels // self.heads, 3, -1)
-        q, k, v = normalize(together, 2).permute(3, 0, 1, 4, 2)
+        q, k, v = normalize(together.permute(3, 0, 1, 4, 2).contiguous(), -1)
         y = functional.scaled_dot_product_attention(q, k, v)
         return self.attn_proj(y.transpose(2, 3).reshape(x.shape))  # type: ignore[no-any-return]
 
