@@ -157,6 +157,11 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
     problems += _two_texts(prompts)
+    problems += [
+        f"prompts.{label} with models.{name}: {text}"
+        for name, model in models.items() for label, given in prompts.items()
+        for text in model.cls.prompt_problems(given.prompts)
+    ]
     metrics = _metrics(benchmark, problems)
     methods = {}
     for label, method in benchmark.methods.items():
@@ -332,6 +337,11 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
         if wrong:
             found += [f"with models.{label}: {text}" for text in wrong]
             continue
+        if getattr(method.method.guidance, "needs_frames", False) and not model.cls.makes_frames:
+            found.append(
+                f"{type(method.method.guidance).__name__} weighs the frames of a clip, and family "
+                f"{model.spec.family!r} (models.{label}) makes stills"
+            )
         for part in (method.method.stage, method.method.guidance):
             lacking = set(getattr(part, "needs", ())) - model.cls.requests
             if lacking:

@@ -160,8 +160,9 @@ class Diffusion(ABC):
     networks: tuple[str, ...] = ("main",)
     requests: ClassVar[frozenset[str]] = frozenset({"cond", "uncond"})  # kinds of prediction it can give
     samplers: ClassVar[tuple[str, ...]]
+    makes_frames: ClassVar[bool] = False  # whether rows are clips, `[B, F, C, H, W]`, and not stills
     trained: bool = True  # False marks random weights
-    latent_shape: tuple[int, ...]  # of one row, (C, H, W)
+    latent_shape: tuple[int, ...]  # of one row, (C, H, W), or (F, C, H, W) of a clip
     device: torch.device
     dtype: torch.dtype
     counter: Counter | None = None
@@ -186,6 +187,11 @@ class Diffusion(ABC):
     @classmethod
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:
         """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
+        return []
+
+    @classmethod
+    def prompt_problems(cls, prompts: Sequence[Prompt]) -> list[str]:
+        """What these prompts lack that the family needs."""
         return []
 
     @classmethod
