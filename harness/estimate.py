@@ -8,6 +8,7 @@ from harness import registry
 from harness.benchmark import ModelSpec
 from harness.diffusion.base import Diffusion
 from harness.diffusion.counting import AnyJudge, Counting
+from harness.diffusion.edm import VarianceExploding
 from harness.metrics.base import DistributionMetric
 from harness.plan import shard_size
 from harness.prompts import Prompt
@@ -27,13 +28,14 @@ FEATURE_BYTES = 4 * 2048  # of an image for each extractor: Inception's, the wid
 def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMethod) -> dict[str, int]:
     """What one sample takes, found by running the method's own code on a model that only counts.
 
-    `nfe`: denoiser evaluations; `judged`: images that the method's judge is shown. For a model that is not here the
-    solver's grid is Stable Diffusion's, of the same length.
+    `nfe`: denoiser evaluations; `judged`: images that the method's judge is shown. For a model that is not here, or
+    of an exploding family, the solver's grid is Stable Diffusion's, of the same length.
     """
-    config = model.folder / "scheduler" / "scheduler_config.json" if model else None
-    schedule = json.loads(config.read_text()) if config is not None and config.is_file() else SD_SCHEDULE
     cls: type[Diffusion] = registry.load("model", spec.family)
-    counting = Counting(schedule, cls.requests, ("main", *spec.networks))
+    exploding = issubclass(cls, VarianceExploding)
+    config = model.folder / "scheduler" / "scheduler_config.json" if model and not exploding else None
+    schedule = json.loads(config.read_text()) if config is not None and config.is_file() else SD_SCHEDULE
+    counting = Counting(schedule, cls.requests, ("main", *spec.networks), frames=cls.makes_frames)
     judge = AnyJudge()
     counted = replace(method.method, judge=judge if method.judge else None)
     nfe = counted.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)]).nfe[0]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.schedules import DiffusersSchedule, NoiseLevels
+from harness.diffusion.levels import NoiseLevels
+from harness.diffusion.schedules import DiffusersSchedule
 from harness.metrics.base import SampleMetric, Scores
 from harness.prompts import Prompt
 
@@ -23,11 +24,14 @@ class Counting(Diffusion):
     samplers = ()
     native = "epsilon"
 
-    def __init__(self, scheduler_config: dict[str, Any], requests: frozenset[str], networks: tuple[str, ...]) -> None:
+    def __init__(
+        self, scheduler_config: dict[str, Any], requests: frozenset[str], networks: tuple[str, ...],
+        frames: bool = False,
+    ) -> None:
         self.scheduler_config = scheduler_config
         self.requests: ClassVar[frozenset[str]] = requests  # type: ignore[misc]
         self.networks = networks
-        self.latent_shape = (4, 8, 8)
+        self.latent_shape = (2, 4, 8, 8) if frames else (4, 8, 8)
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
     @classmethod
@@ -67,7 +71,7 @@ class Counting(Diffusion):
 
     def decode_differentiable(self, latents: Tensor) -> Tensor:
         """Images that depend on the latents, so that gradients flow."""
-        return latents[:, :3].sigmoid().permute(0, 2, 3, 1).unsqueeze(1)
+        return latents.flatten(1)[:, :192].sigmoid().view(-1, 1, 8, 8, 3)
 
     def flops_per_evaluation(self, network: str = "main") -> float:
         """Unknown here."""

@@ -23,8 +23,8 @@ from transformers import CLIPVisionModelWithProjection
 from harness import flops
 from harness import weights as weight_files
 from harness.diffusion import folders
-from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule, Step
-from harness.diffusion.edm import EDMSchedule
+from harness.diffusion.base import Conditioning, Sampler, Step
+from harness.diffusion.edm import Grid, VarianceExploding
 from harness.diffusion.picture import open_picture
 from harness.diffusion.stable_diffusion import DECODED_PIXELS, DTYPES
 from harness.errors import HarnessError
@@ -44,7 +44,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class SV3D(Diffusion):
+class SV3D(VarianceExploding):
     """Picture to orbit with a spatio-temporal UNet, an autoencoder and CLIP's image encoder.
 
     States and latents are `[B, F, C, H, W]`, F frames a clip; one evaluation of a clip counts as one. The process is
@@ -57,7 +57,7 @@ class SV3D(Diffusion):
     family = "sv3d"
     version = 1
     native = "v_prediction"
-    samplers = ("euler", "heun")
+    grid = Grid(sigma_max=700.0, precision="float32")
     makes_frames: ClassVar[bool] = True
 
     def __init__(
@@ -115,13 +115,7 @@ class SV3D(Diffusion):
     @classmethod
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:
         """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
-        found = cls._folder_problems(folder, size)
-        if sampler.name not in cls.samplers:
-            found.append(
-                f"sampler: family {cls.family!r} samples with {' or '.join(cls.samplers)}, not {sampler.name!r}; "
-                f"the authors' is {{name: euler, steps: 50}}"
-            )
-        return found
+        return cls._folder_problems(folder, size) + cls.sampler_problems(sampler)
 
     @classmethod
     def prompt_problems(cls, prompts: Sequence[Prompt]) -> list[str]:
@@ -216,14 +210,6 @@ class SV3D(Diffusion):
             "added_time_ids": torch.full((len(scaled), 1), COND_AUG, device=scaled.device),
         }
 
-    def alpha_sigma(self, timestep: float) -> tuple[float, float]:
-        """1 and sigma."""
-        return 1.0, timestep
-
-    def at_ratio(self, ratio: float) -> tuple[float, float]:
-        """1 and sigma."""
-        return 1.0, ratio
-
     def to_x0(self, prediction: Tensor, x: Tensor, timestep: float) -> Tensor:
         """c_skip * x + c_out * u."""
         c_skip, c_out = scalings(timestep)
@@ -241,10 +227,6 @@ class SV3D(Diffusion):
             return (prediction - timestep / (timestep**2 + 1) * x) * math.hypot(timestep, 1)
         c_skip, c_out = scalings(timestep)
         return (prediction - c_skip * x) / c_out
-
-    def schedule(self, sampler: Sampler) -> Schedule:
-        """A fresh solver for one batch: the EDM grid, rho 7, sigma 0.002 to 700, state in float32 unless given."""
-        return EDMSchedule(self, sampler, rho=7.0, sigma_min=0.002, sigma_max=700.0, precision="float32")
 
     def invert_step(self, x: Tensor, prediction: Tensor, arrival: float, step: Step) -> Tensor:
         """An Euler step undone with u held constant, Eq. 6 of arXiv 2407.14041; exact where u is.

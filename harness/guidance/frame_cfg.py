@@ -34,6 +34,11 @@ class FrameCFG(Interval):
     version = 1
     needs_frames = True
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The unconditional prediction, but where every weight is 1."""
+        return frozenset() if self.scale == self.least == 1 else frozenset({"uncond"})
+
     def __post_init__(self) -> None:
         super().__post_init__()
         must_be_finite("scale", self.scale)
@@ -50,9 +55,7 @@ class FrameCFG(Interval):
 
     def requests(self, step: Step, sigma: float) -> tuple[Request, ...]:
         """Both predictions in the interval, the conditional one alone outside it or where every weight is 1."""
-        if not self.active(step) or self.scale == self.least == 1:
-            return (COND,)
-        return (UNCOND, COND)
+        return (UNCOND, COND) if self.active(step) and self.needs else (COND,)
 
     def combine(self, predictions: dict[Request, Tensor], x: Tensor, step: Step) -> Guided:
         """The guided prediction of clips `[B, F, C, H, W]` in the network's native space.
