@@ -289,7 +289,7 @@ class SV3D(VarianceExploding):
     def _unet_flops(self, gradient: bool) -> float:
         """On shapes alone, so that device and kernels have no part in it."""
         with torch.device("meta"):
-            unet = type(self.unet).from_config(self.unet.config).requires_grad_(False)
+            unet = without_weights(self.unet)
             inputs = self._inputs(torch.empty(1, *self.latent_shape), {
                 "picture": torch.empty(1, *self.latent_shape[1:]),
                 "embedding": torch.empty(1, 1, self.unet.config.cross_attention_dim),
@@ -305,8 +305,8 @@ class SV3D(VarianceExploding):
 
     def _decoder_flops(self, gradient: bool) -> float:
         """Likewise."""
-        with torch.device("meta"), quiet():
-            vae = type(self.vae).from_config(self.vae.config).eval().requires_grad_(False)
+        with torch.device("meta"):
+            vae = without_weights(self.vae)
             clip = torch.empty(self.latent_shape)
             more = {"num_frames": len(clip)} if isinstance(vae, AutoencoderKLTemporalDecoder) else {}
 
@@ -314,6 +314,12 @@ class SV3D(VarianceExploding):
                 return vae.decode(x, **more).sample  # type: ignore[no-any-return]
 
             return flops.of_backward(call, clip) if gradient else flops.of_forward(lambda: call(clip))
+
+
+def without_weights(network: Any) -> Any:
+    """The same network with shapes alone."""
+    with torch.device("meta"), quiet():  # and moved there: the library makes a few scalars elsewhere
+        return type(network).from_config(network.config).to("meta").eval().requires_grad_(False)
 
 
 def scalings(sigma: float) -> tuple[float, float]:
