@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
@@ -27,6 +26,7 @@ from harness.diffusion.base import Conditioning, Sampler, Step
 from harness.diffusion.edm import Grid, VarianceExploding
 from harness.diffusion.picture import open_picture
 from harness.diffusion.stable_diffusion import DECODED_PIXELS, DTYPES
+from harness.diffusion.sv3d_clip import clip_pixels
 from harness.errors import HarnessError
 from harness.identity import seed64
 from harness.prompts import Prompt
@@ -39,9 +39,6 @@ SIZE = 576  # pixels; configurations carry the 96 latent pixels of Stable Video 
 FRAMES = 21
 COND_AUG = 1e-5  # strength of the noise on the conditioning picture, and the one number that the network is told
 TOGETHER = 14  # frames that a temporal decoder sees at once: they depend on each other
-# What the image encoder was trained with (OpenAI's CLIP).
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class SV3D(VarianceExploding):
@@ -179,7 +176,7 @@ class SV3D(VarianceExploding):
         generator = torch.Generator("cpu").manual_seed(seed64(f"cond_aug/{prompt_id}"))
         noisy = picture + COND_AUG * torch.randn(picture.shape, generator=generator)
         latent = self.vae.encode(noisy[None].to(self.device)).latent_dist.mode()[0]
-        pixels = clip_pixels(picture[None], self.image_encoder.config.image_size)
+        pixels = clip_pixels(picture[None] * 0.5 + 0.5, self.image_encoder.config.image_size)
         embedding = self.image_encoder(pixels.to(self.device, self.dtype)).image_embeds
         return {"embedding": embedding, "picture": latent.to(self.dtype)}
 
@@ -325,13 +322,3 @@ def without_weights(network: Any) -> Any:
 def scalings(sigma: float) -> tuple[float, float]:
     """c_skip and c_out of the denoiser D = c_skip * x + c_out * u."""
     return 1 / (sigma**2 + 1), -sigma / math.hypot(sigma, 1)
-
-
-def clip_pixels(pictures: Tensor, size: int) -> Tensor:
-    """Pictures `[B, 3, H, W]` in [-1, 1] as CLIP's image encoder takes them, `[B, 3, size, size]`.
-
-    Blurred and resized as `kornia` does it in the authors' code, by the library's copy of that.
-    """
-    resized: Tensor = _resize_with_antialiasing(pictures, (size, size))
-    shape = (1, 3, 1, 1)
-    return (resized * 0.5 + 0.5 - resized.new_tensor(MEAN).view(shape)) / resized.new_tensor(STD).view(shape)
