@@ -18,9 +18,10 @@ from harness.seeding import RowKey
 SD_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 # Assumed of a GPU where no throughput is given: TFLOP/s by dtype, kept up over a whole run.
 TFLOPS = {"float16": 100.0, "bfloat16": 100.0, "float32": 25.0}
-# TFLOP of one evaluation of a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in pixels;
+# TFLOP of one row's evaluation by a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in pixels;
 # they grow with the pixels, attention's share a little faster.
-EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024)}
+EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024), "sv3d": (34.6, 576)}
+FRAMES = {"sv3d": 21}  # of a sample, where it is a clip
 IMAGE_BYTES = 1.4  # a pixel as lossless WebP: 1.24 and 1.45 measured on photographs of 1024 and 512 pixels
 FEATURE_BYTES = 4 * 2048  # of an image for each extractor: Inception's, the widest
 
@@ -62,7 +63,7 @@ def cost(
     )
     features = {m.metric.extractor for m in found.metrics.values() if isinstance(m.metric, DistributionMetric)}
     scores = [m for m in found.metrics.values() if not isinstance(m.metric, DistributionMetric)]
-    pixels = sum(side(spec) ** 2 for spec in benchmark.models.values())
+    pixels = sum(FRAMES.get(spec.family, 1) * side(spec) ** 2 for spec in benchmark.models.values())
     hours = None
     if None not in speeds.values():
         hours = sum(samples * entry["nfe"] / float(speeds[entry["model"]] or 0) for entry in methods) / 3600
