@@ -60,7 +60,8 @@ def cost(
     )
     features = {m.metric.extractor for m in found.metrics.values() if isinstance(m.metric, DistributionMetric)}
     scores = [m for m in found.metrics.values() if not isinstance(m.metric, DistributionMetric)]
-    pixels = sum(side(spec) ** 2 for spec in benchmark.models.values())
+    frames = {label: model.cls.frames_of(model.folder) for label, model in found.models.items()}  # of those here
+    pixels = sum(side(spec) ** 2 * frames.get(label, 1) for label, spec in benchmark.models.items())
     hours = None
     if None not in speeds.values():
         hours = sum(samples * entry["nfe"] / float(speeds[entry["model"]] or 0) for entry in methods) / 3600

@@ -189,6 +189,11 @@ class Diffusion(ABC):
         return []
 
     @classmethod
+    def frames_of(cls, folder: Path) -> int:
+        """How many frames a sample of these weights has, found from the configuration files alone; 1: a still."""
+        return 1
+
+    @classmethod
     def network_problems(cls, folder: Path, kind: str, network: Path) -> list[str]:
         """Why the folder `network`, as `kind` ("weights" or "lora"), gives the model of `folder` no further network."""
         return [f"family {cls.family!r} takes no further networks"]

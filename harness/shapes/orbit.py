@@ -146,8 +146,10 @@ def _fill(colours: Floats, nearest: Floats, triangle: Floats, colour: Floats) ->
 
 
 def orbit(seed: int, frames: int = FRAMES, size: int = 64) -> NDArray[np.uint8]:
-    """The scene `seed` from `frames` places of the circle, uint8 `[frames, size, size, 3]`; frame k is at 360 k / frames
-    degrees."""
+    """The scene `seed` from `frames` places of the circle, uint8 `[frames, size, size, 3]`.
+
+    Frame k is seen from 360 k / frames degrees.
+    """
     solids = scene(seed)
     return np.stack([render(solids, 360 * k / frames, size) for k in range(frames)])
 
