@@ -21,7 +21,6 @@ TFLOPS = {"float16": 100.0, "bfloat16": 100.0, "float32": 25.0}
 # TFLOP of one row's evaluation by a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in pixels;
 # they grow with the pixels, attention's share a little faster.
 EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024), "sv3d": (34.6, 576)}
-FRAMES = {"sv3d": 21}  # of a sample, where it is a clip
 IMAGE_BYTES = 1.4  # a pixel as lossless WebP: 1.24 and 1.45 measured on photographs of 1024 and 512 pixels
 FEATURE_BYTES = 4 * 2048  # of an image for each extractor: Inception's, the widest
 
@@ -36,7 +35,8 @@ def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMe
     exploding = issubclass(cls, VarianceExploding)
     config = model.folder / "scheduler" / "scheduler_config.json" if model and not exploding else None
     schedule = json.loads(config.read_text()) if config is not None and config.is_file() else SD_SCHEDULE
-    counting = Counting(schedule, cls.requests, ("main", *spec.networks), frames=cls.makes_frames)
+    clips = getattr(method.method.guidance, "needs_frames", False)
+    counting = Counting(schedule, cls.requests, ("main", *spec.networks), clips)
     judge = AnyJudge()
     counted = replace(method.method, judge=judge if method.judge else None)
     nfe = counted.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)]).nfe[0]
@@ -63,7 +63,8 @@ def cost(
     )
     features = {m.metric.extractor for m in found.metrics.values() if isinstance(m.metric, DistributionMetric)}
     scores = [m for m in found.metrics.values() if not isinstance(m.metric, DistributionMetric)]
-    pixels = sum(FRAMES.get(spec.family, 1) * side(spec) ** 2 for spec in benchmark.models.values())
+    frames = {label: model.cls.frames_of(model.folder) for label, model in found.models.items()}  # of those here
+    pixels = sum(side(spec) ** 2 * frames.get(label, 1) for label, spec in benchmark.models.items())
     hours = None
     if None not in speeds.values():
         hours = sum(samples * entry["nfe"] / float(speeds[entry["model"]] or 0) for entry in methods) / 3600

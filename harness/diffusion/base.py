@@ -188,7 +188,6 @@ class Diffusion(ABC):
     requests: ClassVar[frozenset[str]] = frozenset({"cond", "uncond"})  # kinds of prediction it can give
     unconditional: ClassVar[str] = "main"  # the network that gives "uncond" predictions
     samplers: ClassVar[tuple[str, ...]]
-    makes_frames: ClassVar[bool] = False  # whether rows are clips, `[B, F, C, H, W]`, and not stills
     trained: bool = True  # False marks random weights
     latent_shape: tuple[int, ...]  # of one row, (C, H, W), or (F, C, H, W) of a clip
     device: torch.device
@@ -230,6 +229,11 @@ class Diffusion(ABC):
     def prompt_problems(cls, prompts: Sequence[Prompt]) -> list[str]:
         """What these prompts lack that the family needs."""
         return []
+
+    @classmethod
+    def frames_of(cls, folder: Path) -> int:
+        """How many frames a sample of these weights has, found from the configuration files alone; 1: a still."""
+        return 1
 
     @classmethod
     def network_problems(cls, folder: Path, kind: str, network: Path) -> list[str]:

@@ -26,12 +26,12 @@ class Counting(Diffusion):
 
     def __init__(
         self, scheduler_config: dict[str, Any], requests: frozenset[str], networks: tuple[str, ...],
-        frames: bool = False,
+        clips: bool = False,
     ) -> None:
         self.scheduler_config = scheduler_config
         self.requests: ClassVar[frozenset[str]] = requests  # type: ignore[misc]
         self.networks = networks
-        self.latent_shape = (2, 4, 8, 8) if frames else (4, 8, 8)
+        self.latent_shape = (2, 4, 8, 8) if clips else (4, 8, 8)
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
     @classmethod

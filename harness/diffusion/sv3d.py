@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -55,7 +55,6 @@ class SV3D(VarianceExploding):
     version = 1
     native = "v_prediction"
     grid = Grid(sigma_max=700.0, precision="float32")
-    makes_frames: ClassVar[bool] = True
 
     def __init__(
         self, unet: Any, vae: Any, image_encoder: Any, *, frames: int = FRAMES, size: int | None = None,
@@ -103,8 +102,7 @@ class SV3D(VarianceExploding):
                 folders.open_network(UNetSpatioTemporalConditionModel, folder / "unet", torch_dtype=DTYPES[dtype]),
                 folders.open_network(vae_class, folder / "vae", torch_dtype=torch.float32),
                 folders.open_network(CLIPVisionModelWithProjection, folder / "image_encoder", dtype=DTYPES[dtype]),
-                # Where the file does not say it, the library would take the 25 of Stable Video Diffusion.
-                frames=folders.config(folder, "unet").get("num_frames", FRAMES), size=size, device=device,
+                frames=cls.frames_of(folder), size=size, device=device,
             )
         model.trained = weight_files.is_trained(folder)
         return model
@@ -113,6 +111,14 @@ class SV3D(VarianceExploding):
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:
         """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
         return cls._folder_problems(folder, size) + cls.sampler_problems(sampler)
+
+    @classmethod
+    def frames_of(cls, folder: Path) -> int:
+        """As the UNet's configuration says; without a word of it 21, and not the library's 25 of another model."""
+        try:
+            return int(folders.config(folder, "unet").get("num_frames", FRAMES))
+        except (OSError, ValueError):  # named by `problems`
+            return FRAMES
 
     @classmethod
     def prompt_problems(cls, prompts: Sequence[Prompt]) -> list[str]:
