@@ -28,15 +28,15 @@ FEATURE_BYTES = 4 * 2048  # of an image for each extractor: Inception's, the wid
 def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMethod) -> dict[str, int]:
     """What one sample takes, found by running the method's own code on a model that only counts.
 
-    `nfe`: denoiser evaluations; `judged`: images that the method's judge is shown. For a model that is not here, or
-    of an exploding family, the solver's grid is Stable Diffusion's, of the same length.
+    `nfe`: denoiser evaluations; `judged`: images that the method's judge is shown. For a model that is not here the
+    solver's grid is Stable Diffusion's, of the same length.
     """
     cls: type[Diffusion] = registry.load("model", spec.family)
-    exploding = issubclass(cls, VarianceExploding)
-    config = model.folder / "scheduler" / "scheduler_config.json" if model and not exploding else None
+    config = model.folder / "scheduler" / "scheduler_config.json" if model else None
     schedule = json.loads(config.read_text()) if config is not None and config.is_file() else SD_SCHEDULE
+    grid = cls.grid if issubclass(cls, VarianceExploding) else None
     clips = getattr(method.method.guidance, "needs_frames", False)
-    counting = Counting(schedule, cls.requests, ("main", *spec.networks), clips)
+    counting = Counting(schedule, cls.requests, ("main", *spec.networks), cls.unconditional, grid, clips)
     judge = AnyJudge()
     counted = replace(method.method, judge=judge if method.judge else None)
     nfe = counted.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)]).nfe[0]

@@ -121,7 +121,7 @@ class SV3D(VarianceExploding):
             return FRAMES
 
     @classmethod
-    def prompt_problems(cls, prompts: Sequence[Prompt]) -> list[str]:
+    def prompt_problems(cls, folder: Path, prompts: Sequence[Prompt]) -> list[str]:
         """Prompts without a picture."""
         without = [prompt.id for prompt in prompts if prompt.image is None]
         if not without:

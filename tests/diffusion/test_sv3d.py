@@ -389,5 +389,5 @@ def test_what_cannot_be_made_is_refused(folder: Path, tmp_path: Path) -> None:
     assert "sampled by heun or euler" in SV3D.problems(folder, 16, Sampler("ddim"))[0]
     assert SV3D.problems(folder, None, Sampler("euler")) == []
     with_picture, without = Prompt("a", "", image="a.png"), Prompt("b", "")
-    assert SV3D.prompt_problems([with_picture]) == []
-    assert "1 of 2 prompts name no picture (the first is 'b')" in SV3D.prompt_problems([with_picture, without])[0]
+    assert SV3D.prompt_problems(folder, [with_picture]) == []
+    assert "1 of 2 prompts name no picture (the first is 'b')" in SV3D.prompt_problems(folder, [with_picture, without])[0]
