@@ -17,7 +17,7 @@ from harness.diffusion.sv3d_names import EMBEDDED, NOT_USED, UNET, Part, Shapes,
 from harness.errors import HarnessError
 from harness.files import write_atomic, writing
 from harness.metrics.clip_pixels import MEAN, STD
-from harness.weights import is_trained
+from harness.weights import is_trained, sha256_of
 
 FILE = "sv3d_u.safetensors"
 OTHERS = {  # how wide the label embedding is in the models of the same layout
@@ -25,6 +25,7 @@ OTHERS = {  # how wide the label embedding is in the models of the same layout
     1280: "SV3D-P (told elevations and azimuths)",
 }
 PICKLED = (b"PK\x03\x04", b"\x80")  # how files of torch.save begin, new and old
+INDEX = "model_index.json"
 WHERE = "HARNESS_WEIGHTS"  # chooses another folder for weights
 
 
@@ -40,9 +41,11 @@ def convert(path: Path, folder: Path) -> None:
     """
     with _opened(path) as file:
         found = parts({key: file.get_slice(key).get_shape() for key in file.keys()}, path)  # noqa: SIM118
+        with writing(folder, WHERE):
+            (folder / INDEX).unlink(missing_ok=True)
         for part in found:
             _write(part, file, folder / part.folder)
-    _describe(found, folder, is_trained(path))
+    _describe(found, folder, path)
 
 
 def _opened(path: Path) -> Any:
@@ -129,17 +132,18 @@ def _write(part: Part, file: Any, folder: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)  # gone already when all went well
 
 
-def _describe(found: list[Part], folder: Path, trained: bool) -> None:
+def _describe(found: list[Part], folder: Path, path: Path) -> None:
     """Writes the files without weights, as `StableVideoDiffusionPipeline` of `diffusers` has them."""
     index: dict[str, Any] = {
         "_class_name": "StableVideoDiffusionPipeline",
         "feature_extractor": ["transformers", "CLIPImageProcessor"],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "source": {"file": path.name, "sha256": sha256_of(path)},
     }
     for part in found:
         cls = type(part.network)
         index[part.folder] = [cls.__module__.partition(".")[0], cls.__name__]
-    if not trained:
+    if not is_trained(path):
         index["trained"] = False
     side = next(part.network.config.image_size for part in found if part.folder == "image_encoder")
     files: dict[str, dict[str, Any]] = {
@@ -153,7 +157,7 @@ def _describe(found: list[Part], folder: Path, trained: bool) -> None:
             "sigma_max": 700.0, "use_karras_sigmas": True, "timestep_type": "continuous", "timestep_spacing": "leading",
             "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000,
         },
-        "model_index.json": index,
+        INDEX: index,
     }
     for name, content in files.items():
         write_atomic(folder / name, (json.dumps(content, indent=2) + "\n").encode(), WHERE)
