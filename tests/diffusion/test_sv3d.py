@@ -130,7 +130,8 @@ def test_the_conditioning_is_laid_out_as_the_authors() -> None:
     # The latent comes as the encoder gives it, not scaled; picture and embedding vanish in the unconditional part.
     torch.testing.assert_close(theirs["cond.concat"], torch.nn.functional.avg_pool2d(picture, 8))
     torch.testing.assert_close(theirs["cond.crossattn"], picture.mean(dim=(2, 3))[:, None])
-    assert not theirs["uncond.concat"].any() and not theirs["uncond.crossattn"].any()
+    assert not theirs["uncond.concat"].any()
+    assert not theirs["uncond.crossattn"].any()
     # The strength of the noise on the picture stays, embedded as the library's UNet does it.
     assert torch.equal(theirs["cond.vector"], theirs["uncond.vector"])
     embedded = Timesteps(256, True, downscale_freq_shift=0)(torch.tensor([sv3d.COND_AUG]))
@@ -156,7 +157,8 @@ def test_a_picture_without_transparency_is_used_as_it_is(tmp_path: Path) -> None
     torch.testing.assert_close(ours, torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1, rtol=0, atol=1e-6)
     Image.fromarray(pixels[:12]).save(path)  # wide: white above and below
     wide = open_picture(Prompt("a", "", image=path), 24)
-    assert (wide[:, :6] == 1).all() and (wide[:, 18:] == 1).all()
+    assert (wide[:, :6] == 1).all()
+    assert (wide[:, 18:] == 1).all()
     torch.testing.assert_close(wide[:, 6:18], ours[:, :12], rtol=0, atol=1e-6)
 
 
@@ -181,7 +183,8 @@ def test_a_picture_that_is_missing_damaged_or_empty_is_named_with_its_prompt(tmp
 
 def test_a_picture_is_encoded_twice_and_its_noise_is_its_prompts_own(model: SV3D, prompts: list[Prompt]) -> None:
     both = model.encode(prompts)
-    assert both.tensors["picture"].shape == (2, 4, 4, 4) and both.tensors["embedding"].shape == (2, 1, 32)
+    assert both.tensors["picture"].shape == (2, 4, 4, 4)
+    assert both.tensors["embedding"].shape == (2, 1, 32)
     assert not any(value.any() for value in both.null.values())
     picture = open_picture(prompts[1], 16)
     with torch.no_grad():
@@ -297,6 +300,7 @@ def test_selection_takes_the_most_stable_clip(model: SV3D, prompts: list[Prompt]
         assert scores == least.records[row]["scores"]
         assert most.records[row]["chosen"] == int(np.argmax(scores))
         assert least.records[row]["chosen"] == int(np.argmin(scores))
+        assert not torch.equal(least.latents[row], most.latents[row])
     alone = chosen("most", prompts[1:])
     assert alone.records[0]["chosen"] == most.records[1]["chosen"]
     np.testing.assert_allclose(alone.latents[0], most.latents[1], atol=1e-3)
@@ -308,7 +312,8 @@ def test_selection_takes_the_most_stable_clip(model: SV3D, prompts: list[Prompt]
 def test_frames_are_decoded_and_rounded_down(model: SV3D) -> None:
     latents = torch.randn((2, *model.latent_shape), generator=torch.Generator().manual_seed(4))
     images = model.decode(latents)
-    assert images.dtype == np.uint8 and images.shape == (2, 3, 16, 16, 3)
+    assert images.dtype == np.uint8
+    assert images.shape == (2, 3, 16, 16, 3)
     with torch.no_grad():
         frame = model.vae.decode(latents[1, 2][None] / model.vae.config.scaling_factor).sample[0]
     exact = ((frame / 2 + 0.5).clamp(0, 1) * 255).permute(1, 2, 0).numpy()
@@ -328,7 +333,8 @@ def test_a_temporal_decoder_sees_some_frames_at_once(
     torch.testing.assert_close(parted[:, :3], first)
     assert not torch.allclose(whole, parted, atol=1e-4)  # the third frame no longer sees the fourth
     made = load_method(sampler={"name": "heun", "steps": 2})(model, prompts[:1])
-    assert made.images.shape == (1, 5, 16, 16, 3) and made.nfe.tolist() == [3]
+    assert made.images.shape == (1, 5, 16, 16, 3)
+    assert made.nfe.tolist() == [3]
     one = SV3D(model.unet, model.vae, model.image_encoder, frames=1, size=16)
     assert model.flops_per_decode() == pytest.approx(5 * one.flops_per_decode(), rel=1e-6)
 
@@ -396,7 +402,8 @@ def test_what_cannot_be_made_is_refused(folder: Path, tmp_path: Path) -> None:
     assert SV3D.problems(folder, None, Sampler("euler")) == []
     with_picture, without = Prompt("a", "", image="a.png"), Prompt("b", "")
     assert SV3D.prompt_problems(folder, [with_picture]) == []
-    assert "1 of 2 prompts name no picture (the first is 'b')" in SV3D.prompt_problems(folder, [with_picture, without])[0]
+    found, = SV3D.prompt_problems(folder, [with_picture, without])
+    assert "1 of 2 prompts name no picture (the first is 'b')" in found
 
 
 # ---- through the command line ----
@@ -441,9 +448,11 @@ def test_a_clip_is_generated_and_kept_a_row_a_frame(
     assert len(parted) == 2
     for part in parted:
         frames = store.read_part(part, ["sample_id", "frame"])
-        assert frames["frame"].tolist() == [0, 1, 2] * 2 and frames["sample_id"].nunique() == 2
+        assert frames["frame"].tolist() == [0, 1, 2] * 2
+        assert frames["sample_id"].nunique() == 2
         rows, clips = store.read_images(part)
-        assert [row["error"] for row in rows] == [None, None] and all(row["nfe"] == nfe[part.method] for row in rows)
+        assert [row["error"] for row in rows] == [None, None]
+        assert all(row["nfe"] == nfe[part.method] for row in rows)
         assert all(clip is not None and clip.shape == (3, 16, 16, 3) and clip.std() > 1 for clip in clips)
         assert all(row["flops"] > 1e8 for row in rows)
 
