@@ -80,8 +80,8 @@ def _here(name: str) -> Path | None:
 
 
 def names_of(name: str) -> list[str]:
-    """The artifacts, converted networks and Hub ids of models that a name of `harness fetch` stands for: [] for a metric
-    that needs none, or a prompt set.
+    """The artifacts, converted networks and Hub ids of models that a name of `harness fetch` stands for: [] for a
+    metric that needs none, or a prompt set.
 
     Raises:
         HarnessError: nothing is known by this name.

@@ -403,6 +403,26 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         (".view(1, -1, 1, 1, 1)", ".flip(0).view(1, 1, -1, 1, 1)[:, :, :1]"),
         ("(frames - 1) if frames > 1", "frames if frames > 1"),
     ],
+    ("diffusion/sv3d_clip.py", "tests/diffusion/test_sv3d_clip.py"): [
+        ("max((factor - 1) / 2", "max(factor / 2"),
+        ("4 * sigma", "6 * sigma"),
+        ("kernels[::-1], sigmas[::-1]", "kernels, sigmas"),
+        ("align_corners=True", "align_corners=False"),
+    ],
+    ("diffusion/sv3d_names.py", "tests/diffusion/test_sv3d_file.py"): [
+        ("HEAD, CLIP_HEAD = 64, 80", "HEAD, CLIP_HEAD = 32, 80"),
+        ("HEAD, CLIP_HEAD = 64, 80", "HEAD, CLIP_HEAD = 64, 40"),
+        ('"qkv".index(split[1])', '"kqv".index(split[1])'),
+        ('hidden_act="gelu"', 'hidden_act="quick_gelu"'),
+        ("levels - 1 - int(found[1])", "int(found[1])"),
+        ("block_{int(found[1]) + 1}", "block_{2 - int(found[1])}"),
+        ('(r"^norm1\\.", "in_layers.0.")', '(r"^norm1\\.", "out_layers.0.")'),
+        ("{1 + attends[-1 - level]}", "{1 + attends[level]}"),
+    ],
+    ("diffusion/sv3d_unet.py", "tests/diffusion/test_sv3d_file.py"): [
+        ("EPSILON = 1e-5", "EPSILON = 1e-6"),
+        ('".resnets." in name and', '"attentions" in name and'),
+    ],
     ("diffusion/sv3d.py", "tests/diffusion/test_sv3d.py"): [
         ("-sigma / math.hypot(sigma, 1)", "sigma / math.hypot(sigma, 1)"),
         ("return 1 / (sigma**2 + 1), -sigma", "return 1 / (sigma + 1), -sigma"),

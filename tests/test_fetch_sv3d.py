@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from harness import artifacts, fetch, weights
 from harness.errors import HarnessError, Lacking
+from harness.store import Store
 from tests.command import harness
 from tests.loopback import Page, empty_home, serving_as_the_hub
 from tests.vectors.sv3d import tiny_file
@@ -79,6 +82,29 @@ def test_a_file_of_ones_own_is_converted_by_its_name(
     assert code == 1
     assert "expected sv3d_u.safetensors" in " ".join(err.split())
     assert weights.resolve("mine") == (home / "mine").resolve()
+
+
+def test_a_converted_file_generates(
+    file: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(tmp_path / "view.png")
+    (tmp_path / "objects.jsonl").write_text(json.dumps({"id": "a", "prompt": "an object", "image": "view.png"}) + "\n")
+    (tmp_path / "orbits.yaml").write_text(yaml.safe_dump({
+        "name": "orbits", "models": {"tiny": {"family": "sv3d", "weights": "mine", "size": 16, "batch": 1}},
+        "prompts": {"objects": {"set": "objects", "path": "objects.jsonl"}},
+        "sampler": {"name": "euler", "steps": 1}, "methods": {"plain": {}},
+    }))
+    assert harness(capsys, "fetch", str(file))[0] == 0
+    code, _, err = harness(
+        capsys, "run", str(tmp_path / "orbits.yaml"), "--workers", "0", "--results", str(tmp_path / "runs")
+    )
+    assert code == 0, err
+    store = Store(tmp_path / "runs" / "orbits")
+    (part,) = store.parts("images")
+    (row,), (clip,) = store.read_images(part)
+    assert row["error"] is None
+    assert clip is not None
+    assert (clip.shape, clip.std() > 1) == ((21, 16, 16, 3), True)
 
 
 @pytest.mark.parametrize(("name", "said"), [

@@ -52,7 +52,7 @@ class Part:
 
     folder: str
     weights: str  # name of the file
-    network: nn.Module  # on the meta device: shapes alone
+    network: Any  # on the meta device: shapes alone
     sources: dict[str, str]  # name in the library -> key in the file
     config: str  # the network's configuration file
 
