@@ -258,7 +258,7 @@ def _config(network: _Module) -> EDM2Config:
     for name, value in FIXED.items():
         if _plain(given.pop(name, value)) != value:
             raise _Wrong(f"it was made with another {name} than {value}")
-    values = {}
+    values: dict[str, Any] = {}
     for name, (ours, default, largest) in SETTINGS.items():
         value = _plain(given.pop(name, default))
         several, fraction = isinstance(default, list), ours in ("dropout", "sigma_data")
@@ -281,7 +281,7 @@ def _plain(value: Any) -> Any:
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Random tensors are one number seen many times. (The device "meta" would do as well, but takes seconds to load.)"""
+    """Random tensors are one number seen many times. (The device "meta" does that too, but takes seconds to load.)"""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.randn, torch.rand):

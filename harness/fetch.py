@@ -211,6 +211,7 @@ def listing() -> list[str]:
     here = {name: _here(name) is not None for name in catalogue()}
     sets = [manifest.load(name) for name in manifest.known()]
     lines = [("weights", here[name], name, entry.title) for name, entry in catalogue().items()]
+    lines += [("weights", here, name, title) for name, here, title in fetch_edm2.listing()]
     lines += [("prompts", each.here, each.name, each.title) for each in sets]
     width = max(len(name) for _, _, name, _ in lines)
     return [f"{'here' if there else '':<4}  {kind}  {name:<{width}}  {title}" for kind, there, name, title in lines]

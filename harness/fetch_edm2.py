@@ -47,6 +47,14 @@ def known() -> list[str]:
     return [*published().short, *published().presets]
 
 
+def listing() -> list[tuple[str, bool, str]]:
+    """The short names of presets, whether all their networks are here, and what they are."""
+    return [
+        (name, all(here(network) for network in preset(name)), f"EDM2: {', guided by '.join(preset(name))}")
+        for name in published().short
+    ]
+
+
 def preset(name: str) -> tuple[str, ...]:
     """The networks that a preset takes, the guiding one second; () where there is no such preset."""
     return published().presets.get(published().short.get(name, name), ())

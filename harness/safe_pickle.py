@@ -14,10 +14,10 @@ import math
 import mmap
 import pickle
 import re
+import reprlib
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from reprlib import repr as short  # of bounded length and work, whatever is nested in it
 from typing import IO, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from harness.errors import HarnessError
 CODE = re.compile(r"[<>=|]?[biufc][0-9]{1,2}")  # booleans, integers, floats and complex numbers
 KEYS = (str, bytes, int, float, type(None))
 MOST = 1_000_000  # operations; a network of the largest published size takes some 50,000
+short = reprlib.repr  # of bounded length and work, whatever is nested in a value
 Names = Mapping[tuple[str, str], Callable[..., Any] | str]  # (module, name) -> what the pickle gets for it
 
 
@@ -69,7 +70,7 @@ class Unpickler(pickle._Unpickler):
     def __init__(self, file: IO[bytes], names: Names) -> None:
         super().__init__(file)
         self.names = names
-        self.dispatch = _Counted(OPERATIONS)
+        self.dispatch = _Counted(OPERATIONS)  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
         place = module.replace("numpy.core.", "numpy._core.")  # as numpy 1 wrote it

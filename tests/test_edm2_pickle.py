@@ -60,8 +60,8 @@ def test_our_writers_file_gives_what_the_official_one_gave(tmp_path: Path, name:
     x, sigma, labels = inputs(NETWORKS[name]["img_channels"], NETWORKS[name]["label_dim"])
     with torch.no_grad():
         ours = opened(tmp_path / "made")(x, sigma, labels)
-    official = load_file(HERE / "outputs.safetensors")[name]
-    torch.testing.assert_close(ours, official, rtol=1e-5, atol=1e-5 * float(official.abs().max()))
+    official = load_file(HERE / "outputs.safetensors")[name].numpy()
+    np.testing.assert_allclose(ours.numpy(), official, rtol=1e-5, atol=1e-5 * np.abs(official).max())
 
 
 def test_the_layout_is_that_of_the_official_code() -> None:
@@ -239,7 +239,9 @@ ATTACKS: dict[str, Callable[[Path], bytes]] = {
     "another version of the layout": lambda f: with_encoder(
         Calls(edm2_pickles.reconstruct, {"type": "class", "version": 7, "module_src": "", "state": {}})
     ),
-    "a persistent function": lambda f: with_encoder(Calls(edm2_pickles.reconstruct, {"type": "function", "version": 6})),
+    "a persistent function": lambda f: with_encoder(
+        Calls(edm2_pickles.reconstruct, {"type": "function", "version": 6})
+    ),
     "a storage that is an array": lambda f: with_encoder(
         Calls(tensor, np.zeros(4, np.float16), 0, (4,), (1,), False, collections.OrderedDict())
     ),
@@ -389,10 +391,11 @@ def test_one_storage_cannot_stand_for_many_tensors(tmp_path: Path) -> None:
         edm2_pickle.read(path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from([
-    b"(", b")", b"t", b"R", b"}", b"]", b"a", b"s", b"b", b"0", b"2", b"N", b"\x81", b"\x93", b"K\x02", b"\x85", b"\x86",
-    b"\x87", b"o", b"q\x01", b"h\x01", b"Q", b"\x8f", b"\x90", b"ctorch._utils\n_rebuild_tensor_v2\n", b"Vtype\n",
+    b"(", b")", b"t", b"R", b"}", b"]", b"a", b"s", b"b", b"0", b"2", b"N", b"\x81", b"\x93", b"K\x02", b"\x85",
+    b"\x86", b"\x87", b"o", b"q\x01", b"h\x01", b"Q", b"\x8f", b"\x90", b"Vtype\n",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
     b"ctorch._utils\n_rebuild_parameter\n", b"ctorch.storage\n_load_from_bytes\n", b"ccollections\nOrderedDict\n",
     b"cdnnlib.util\nEasyDict\n", b"ctorch.nn.modules.container\nModuleDict\n", b"Vstate\n", b"Vversion\n", b"K\x06",
     b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n", b"Vclass\n", b"Vema\n", b"cbuiltins\neval\n",
