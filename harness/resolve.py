@@ -14,6 +14,7 @@ from harness import registry, weights
 from harness.analysis import beside, published
 from harness.benchmark import Benchmark, MethodSpec, ModelSpec, named
 from harness.diffusion.base import Diffusion, Sampler
+from harness.diffusion.sampling import no_timesteps, no_unconditional
 from harness.errors import HarnessError, Lacking
 from harness.identity import digest
 from harness.method import Method, load_method, method_identity, no_gradient
@@ -22,6 +23,7 @@ from harness.metrics.load import metric_identity
 from harness.noise.best_of_n import BestOfN
 from harness.noise.gaussian import Gaussian
 from harness.noise.zero_order_search import ZeroOrderSearch
+from harness.pictures import to_compare
 from harness.plan import Cell
 from harness.prompts import PromptSet
 
@@ -90,8 +92,9 @@ class Resolved:
     prompts: dict[str, PromptSet]
     metrics: dict[str, ResolvedMetric]
     sys_path: tuple[str, ...]
-    # What is not on this machine, by its place in the file (`models.sd`, `models.sd.networks.refiner`, `prompts.x`,
-    # `methods.x` for a judge) and what to do. Empty but for `survey`, whose `models` and `prompts` then lack it too.
+    # What is not on this machine, by its place in the file (`models.sd`, `models.sd.networks.refiner`,
+    # `models.sd.opens.SOURCE`, `prompts.x`, `methods.x` for a judge) and what to do. Empty but for `survey`, whose
+    # `models` and `prompts` then lack it too.
     lacking: dict[str, str] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
@@ -157,6 +160,11 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
     problems += _two_texts(prompts)
+    problems += [
+        f"prompts.{label}: with models.{name}: {text}"
+        for name, model in models.items() for label, chosen in prompts.items()
+        for text in model.cls.prompt_problems(model.folder, chosen.prompts)
+    ]
     metrics = _metrics(benchmark, problems)
     methods = {}
     for label, method in benchmark.methods.items():
@@ -170,7 +178,7 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
             problems.append(f"methods.{label}: {error}")
     for label in metrics:
         try:
-            metrics[label] = _compared(metrics[label], benchmark, methods, prompts)
+            metrics[label] = _compared(metrics[label], benchmark, models, methods, prompts)
         except HarnessError as error:
             problems.append(f"metrics.{metrics[label].name}: {error}")
     problems += _bad_published(benchmark) or _bad_tables(benchmark, metrics)
@@ -219,7 +227,12 @@ def _model(place: str, spec: ModelSpec, fetch: bool, lacking: dict[str, str]) ->
         return None
     with _at(place):
         content = weights.content_digest(folder)
-    networks, digests, trained = {}, {}, weights.is_trained(folder)
+        sources = cls.further_weights(folder)
+    others = [_found(f"{place}.opens.{source}", source, None, fetch, lacking) for source in sources]
+    opened = [other for other in others if other is not None]
+    if len(opened) < len(others):
+        return None
+    networks, digests, trained = {}, {}, all(weights.is_trained(each) for each in (folder, *opened))
     for name, network in spec.networks.items():
         with _at(f"{place}.networks.{name}"):
             kind = "weights" if network.weights is not None else "lora"
@@ -234,6 +247,8 @@ def _model(place: str, spec: ModelSpec, fetch: bool, lacking: dict[str, str]) ->
         "family": spec.family, "dtype": spec.dtype, "size": spec.size,
         "weights": content, "networks": digests, "version": getattr(cls, "version", 1),
     }
+    if opened:
+        identity["opens"] = [weights.content_digest(other) for other in opened]
     return ResolvedModel(spec, folder, cls, networks, identity, trained)
 
 
@@ -278,7 +293,8 @@ def _metrics(benchmark: Benchmark, problems: list[str]) -> dict[str, ResolvedMet
 
 
 def _compared(
-    found: ResolvedMetric, benchmark: Benchmark, methods: dict[str, ResolvedMethod], prompts: dict[str, PromptSet]
+    found: ResolvedMetric, benchmark: Benchmark, models: dict[str, ResolvedModel], methods: dict[str, ResolvedMethod],
+    prompts: dict[str, PromptSet],
 ) -> ResolvedMetric:
     """A paired metric with what it compares with in its identity: other images there make other scores.
 
@@ -290,12 +306,17 @@ def _compared(
     against = found.metric.against
     if against and against not in benchmark.methods:
         raise HarnessError(f"against: no method {against!r}: {registry.nearest(against, list(benchmark.methods))}")
-    for label, chosen in prompts.items():
-        if not against and all(prompt.image is None for prompt in chosen.prompts):
+    for label, chosen in ({} if against else prompts).items():
+        if all(prompt.image is None for prompt in chosen.prompts):
             raise HarnessError(
                 f"needs images to compare with, and no prompt of prompts.{label} names one: add 'against: METHOD' "
                 f"(known: {', '.join(benchmark.methods)})"
             )
+        for model, resolved in models.items():
+            frames = resolved.cls.frames_of(resolved.folder)
+            for prompt in chosen.prompts if frames > 1 else ():  # before hours are spent on clips without a score
+                with _at(f"models.{model} on prompts.{label}"):
+                    to_compare(prompt, frames)
     if found.missing is not None or (against and against not in methods):
         return found
     what = digest(methods[against].identity) if against else "the image that the prompt names"
@@ -332,6 +353,11 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
         if wrong:
             found += [f"with models.{label}: {text}" for text in wrong]
             continue
+        if getattr(method.method.guidance, "needs_frames", False) and model.cls.frames_of(model.folder) == 1:
+            found.append(
+                f"{type(method.method.guidance).__name__} weighs the frames of a clip, and family "
+                f"{model.spec.family!r} (models.{label}) makes stills"
+            )
         for part in (method.method.stage, method.method.guidance):
             lacking = set(getattr(part, "needs", ())) - model.cls.requests
             if lacking:
@@ -340,6 +366,11 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
                     f"{model.spec.family!r} (models.{label}) does not give"
                 )
                 continue
+            if getattr(part, "needs_timesteps", False) and not model.cls.timesteps:
+                found.append(f"with models.{label}: {no_timesteps(type(part).__name__, model.spec.family)}")
+            unconditional = model.cls.unconditional
+            if "uncond" in getattr(part, "needs", ()) and unconditional not in ("main", *model.networks):
+                found.append(f"with models.{label}: {no_unconditional(model.spec.family, unconditional)}")
             layers = getattr(part, "needs_layers", ())
             if layers:
                 found += [f"with models.{label}: {text}" for text in model.cls.layer_problems(model.folder, layers)]

@@ -406,8 +406,11 @@ def test_an_orbit_is_conditioned_on_its_first_frame(small: Callable[[str], Path]
     folder = small("omniobject3d")
     loaded = prompts.load(PromptSpec(set="omniobject3d", path=str(folder / "blender_renders")), Path())
     first = loaded.prompts[0]
-    assert first.image == "toy_car/2/render/images/r_2.png"  # not r_10
-    assert (loaded.folder / first.image).is_file()
+    images = loaded.folder / "toy_car" / "2" / "render" / "images"
+    assert first.image == str(images / "r_2.png")  # not r_10
+    assert first.truth == {"frames": [str(images / "r_2.png"), str(images / "r_10.png")]}
+    assert images.is_absolute()
+    assert (images / "r_2.png").is_file()
     assert first.columns == {"object": "2", "frames": 2}
 
 
