@@ -162,6 +162,61 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("(end[1] - scale * start[1]) * epsilon", "(end[1] - start[1]) * epsilon"),
         ("scale = end[0] / start[0]", "scale = start[0] / end[0]"),
     ],
+    ("diffusion/edm.py", "tests/diffusion/test_edm.py"): [
+        ("sigma_max ** (1 / rho), sigma_min ** (1 / rho)", "sigma_max ** rho, sigma_min ** rho"),
+        ("i / max(steps - 1, 1)", "i / max(steps, 1)"),
+        ("(0.5 * self._slope + 0.5 * slope)", "slope"),
+        ("return self._before + length", "return state + length"),
+        ("self.arrivals = [*list(starts.values())[1:], 0.0]", "self.arrivals = [*list(starts.values())[1:], 0.002]"),
+        ("timestep(level)), level)", "timestep(starts[index])), level)"),
+        ("Step(index, sampler.steps, starts[index], timestep", "Step(index, sampler.steps, level, timestep"),
+        ("return state * self.model.alpha_sigma(self.evaluations[i].timestep)[0]", "return state"),
+        ('Grid(sigma_min=low, sigma_max=high, precision="float32")', "Grid(sigma_min=low, sigma_max=high / 2)"),
+        ("return noise.to(self.dtype) * self.levels[0]", "return noise * self.levels[0]"),
+        ("return 1.0, ratio", "return super().at_ratio(ratio)"),
+    ],
+    ("diffusion/levels.py", "tests/diffusion/test_edm.py"): [
+        ("return place + min((ratio - below) / (above - below), 1.0)", "return float(place)"),
+    ],
+    ("diffusion/edm2.py", "tests/diffusion/test_edm2_vectors.py"): [
+        ('unconditional = "guide"', 'unconditional = "main"'),
+        ("classes and prompt.class_label is not None", "classes and prompt.class_label"),
+        ("if prompt.class_label is not None else replace", "if not self.config.classes else replace"),
+        ('conditioning.tensors["label"])', 'conditioning.null["label"])'),
+        ("torch.as_tensor(timestep, dtype", "torch.as_tensor(timestep / 2, dtype"),
+    ],
+    ("diffusion/edm2.py", "tests/diffusion/test_edm2.py"): [
+        ("if not classes or label is None or", "if not classes or not label or"),
+        ("label is None or 0 <= label < classes", "label is None or 0 <= label <= classes"),
+        ("made *= folders.factor(config)", "made *= 8"),
+        ("empty.config.classes)", "8)"),
+    ],
+    ("diffusion/edm2_images.py", "tests/diffusion/test_edm2_vectors.py"): [
+        ("(latents.float() - self.bias) / self.scale", "latents.float() / self.scale - self.bias"),
+        ("LATENT_STD = 0.5", "LATENT_STD = 1.0"),
+        ("isinstance(self.vae, AutoencoderTiny)", "True"),
+        (".mul(255).to(torch.uint8)", ".mul(255).round().to(torch.uint8)"),
+        ("* 127.5 + 128)", "* 127.5 + 127.5)"),
+    ],
+    ("diffusion/edm2_images.py", "tests/diffusion/test_edm2.py"): [
+        ("isinstance(self.vae, AutoencoderTiny)", "False"),
+    ],
+    ("diffusion/edm2_network.py", "tests/diffusion/test_edm2_vectors.py"): [
+        ("(gain / length).float()", "gain.float() / length"),
+    ],
+    ("diffusion/edm2_folder.py", "tests/diffusion/test_edm2.py"): [
+        ("if theirs.network.classes not in (0, ours.network.classes)", "if False"),
+        ('"latent_std": (ours.latent_std, theirs.latent_std),', ""),
+    ],
+    ("method.py", "tests/diffusion/test_edm2_vectors.py"): [
+        ("            noise = normals(generators, model.latent_shape).to(model.device)\n            given = prompts\n"
+         "            prompts = [model.draw(prompt, generator) for prompt, generator in "
+         "zip(given, generators, strict=True)]\n",
+         "            given = prompts\n            prompts = [model.draw(prompt, generator) for prompt, generator in "
+         "zip(given, generators, strict=True)]\n"
+         "            noise = normals(generators, model.latent_shape).to(model.device)\n"),
+        ("if drawn == prompt else", "if True else"),
+    ],
     ("diffusion/inversion.py", "tests/diffusion/test_inversion.py"): [
         ("schedule.arrivals[index], step)", "0.0, step)"),
         ("in reversed(range(len(schedule.arrivals)))", "in range(len(schedule.arrivals))"),
