@@ -292,7 +292,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if stated not in (None, made):", "if stated is None and made is None:"),
     ],
     ("safe_pickle.py", "tests/test_safe_pickle.py"): [
-        ('raise _Refused(f"it asks for {module}.{name}")', "return super().find_class(module, name)"),
+        ('raise Refused(f"it asks for {module}.{name}")', "return super().find_class(module, name)"),
         ("or not CODE.fullmatch(code)", ""),
         ('or encoding != "latin1"', ""),
         ("or tuple(state[2:5]) != (None, None, None)", ""),
