@@ -61,9 +61,10 @@ def _model(found: Resolved, label: str, spec: ModelSpec) -> dict[str, Any]:
         for name, network in spec.networks.items()
     ]
     if model is None:
-        return entry | {"megabytes": None, "trained": None}
+        return entry | {"megabytes": None, "trained": None, "frames": None}
     size = sum(path.stat().st_size for path in files_of(model.folder) if path.suffix == ".safetensors")
-    return entry | {"megabytes": round(size / 1e6, 1), "trained": model.trained}
+    frames = model.cls.frames_of(model.folder)
+    return entry | {"megabytes": round(size / 1e6, 1), "trained": model.trained, "frames": frames}
 
 
 def _prompts(found: Resolved, label: str, spec: PromptSpec) -> dict[str, Any]:
@@ -109,8 +110,9 @@ def text(report: dict[str, Any]) -> str:
     lines = [f"machine   {machine['cpus']} CPUs, {gpus}, {machine['free_disk_gb']} GB of disk free here"]
     for model in report.get("models", []):
         size = "" if model["megabytes"] is None else f", {model['megabytes']:,} MB"
+        clips = f", clips of {model['frames']} frames" if (model["frames"] or 1) > 1 else ""
         random = ", random weights" if model["trained"] is False else ""
-        lines.append(f"model     {model['label']}: {model['weights']}{size}{random}{_lacks(model)}")
+        lines.append(f"model     {model['label']}: {model['weights']}{size}{clips}{random}{_lacks(model)}")
         lines += [
             f"network   {network['label']} of {model['label']}: {network['source']}{_lacks(network)}"
             for network in model["networks"]

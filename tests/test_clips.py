@@ -211,14 +211,20 @@ def test_a_run_of_clips_opens_in_datasets_and_in_a_grid(made: Path) -> None:
 
 
 def test_the_commands_know_clips(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said, errors = harness(capsys, "check", str(made / "clips.yaml"), "--json")
+    large = yaml.safe_load((made / "clips.yaml").read_text())
+    large["models"]["turntable"]["size"] = 1024
+    (made / "large.yaml").write_text(yaml.safe_dump(large))
+    code, said, errors = harness(capsys, "check", str(made / "large.yaml"), "--json")
     assert code == 0, errors
     report = json.loads(said)
-    assert report["cost"]["samples"] == 12
+    assert (report["cost"]["samples"], report["models"][0]["frames"]) == (12, FRAMES)
+    assert report["cost"]["images_gb"] == pytest.approx(12 * FRAMES * 1024**2 * 1.4e-9, abs=0.01)
+    code, said, _ = harness(capsys, "check", str(made / "large.yaml"))
+    assert "clips of 4 frames" in said
     assert [(entry["method"], entry["nfe"]) for entry in report["methods"]] == [("plain", 3), ("sharper", 6)]
     results = ("--results", str(made / "results"))
     code, said, _ = harness(capsys, "table", "clips", "--format", "json", *results)
-    assert code == 0
+    assert (code, {record["n"] for record in json.loads(said) if record["metric"] == "ssim"}) == (0, {6})
     code, said, errors = harness(capsys, "compare", "clips/plain", "clips/sharper", *results)
     assert code == 0, errors
     assert "ssim" in said
