@@ -8,6 +8,7 @@ from harness import registry
 from harness.benchmark import ModelSpec
 from harness.diffusion.base import Diffusion
 from harness.diffusion.counting import AnyJudge, Counting
+from harness.diffusion.edm import VarianceExploding
 from harness.metrics.base import DistributionMetric
 from harness.plan import shard_size
 from harness.prompts import Prompt
@@ -17,9 +18,9 @@ from harness.seeding import RowKey
 SD_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 # Assumed of a GPU where no throughput is given: TFLOP/s by dtype, kept up over a whole run.
 TFLOPS = {"float16": 100.0, "bfloat16": 100.0, "float32": 25.0}
-# TFLOP of one evaluation of a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in pixels;
+# TFLOP of one row's evaluation by a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in pixels;
 # they grow with the pixels, attention's share a little faster.
-EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024)}
+EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024), "sv3d": (34.6, 576)}
 IMAGE_BYTES = 1.4  # a pixel as lossless WebP: 1.24 and 1.45 measured on photographs of 1024 and 512 pixels
 FEATURE_BYTES = 4 * 2048  # of an image for each extractor: Inception's, the widest
 
@@ -30,10 +31,12 @@ def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMe
     `nfe`: denoiser evaluations; `judged`: images that the method's judge is shown. For a model that is not here the
     solver's grid is Stable Diffusion's, of the same length.
     """
+    cls: type[Diffusion] = registry.load("model", spec.family)
     config = model.folder / "scheduler" / "scheduler_config.json" if model else None
     schedule = json.loads(config.read_text()) if config is not None and config.is_file() else SD_SCHEDULE
-    cls: type[Diffusion] = registry.load("model", spec.family)
-    counting = Counting(schedule, cls.requests, ("main", *spec.networks))
+    grid = cls.grid if issubclass(cls, VarianceExploding) else None
+    clips = getattr(method.method.guidance, "needs_frames", False)
+    counting = Counting(schedule, cls.requests, ("main", *spec.networks), cls.unconditional, grid, clips)
     judge = AnyJudge()
     counted = replace(method.method, judge=judge if method.judge else None)
     nfe = counted.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)]).nfe[0]

@@ -22,7 +22,7 @@ from harness.registry import nearest
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")
-NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no model here opens
+NOT_LOADED = ("safety_checker", "feature_extractor")  # parts of a pipeline that no model here opens
 UNFINISHED = ".fetching"  # lies in a model's folder until all its files do
 SUMS = "SHA256SUMS"  # beside fetched files: what was verified, as `sha256sum --check` reads it
 _HASHED: dict[tuple[str, int, int], str] = {}  # (path, bytes, mtime in ns) -> SHA-256

@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.diffusion.base import Step
 from harness.diffusion.sampling import evaluate
 from harness.guidance.base import Request
-from harness.noise.base import NoiseContext, Refined
+from harness.noise.base import NoiseContext, Refined, per_row
 from harness.seeding import RowKey, normals
 
 BOUND = 3.0  # of every element, with `boundary`
@@ -83,6 +83,11 @@ class NLG:
         return frozenset(request.network for request in self.pair if request.kind == "network")
 
     @property
+    def needs_timesteps(self) -> bool:
+        """The published variant reads a timestep of training, t = 0."""
+        return self.variant == "published"
+
+    @property
     def published_seeding(self) -> bool:
         """`seeding: published` means something to the published variant."""
         return self.variant == "published"
@@ -106,13 +111,14 @@ class NLG:
         norms = []
         n = ctx.noise
         for _ in range(self.steps):
-            direction = self._direction(ctx, schedule.network_input(schedule.start(n), 0), first)
+            # A solver's state may be of double precision, noise is not.
+            direction = self._direction(ctx, schedule.network_input(schedule.start(n), 0), first).to(n.dtype)
             norm = direction.flatten(1).norm(dim=1)
             norms.append(norm)
             if self.clip_threshold is not None:
                 # Where the norm is 0 the direction is 0 too, and stays.
                 shrink = (self.clip_threshold / norm.clamp_min(1e-30)).clamp(max=1)
-                direction = direction * shrink.view(-1, 1, 1, 1)
+                direction = direction * per_row(shrink, n)
             n = n - self.step_size * direction
             if self.noise_variance > 0:
                 fresh = normals(generators, tuple(n.shape[1:])).to(n.device) if extra is None else extra
@@ -120,7 +126,7 @@ class NLG:
             if self.boundary:
                 n = n.clamp(-BOUND, BOUND)
             if self.normalise:
-                length = n.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+                length = per_row(n.flatten(1).norm(dim=1), n)
                 n = n * (math.sqrt(n[0].numel()) / length)
         return Refined(n, _records(norms, len(n)))
 
@@ -129,7 +135,7 @@ class NLG:
         strong, weak = (ctx.model.to_epsilon(given[request], x, first.timestep) for request in self.pair)
         misread = [self.published_seeding and key.first for key in ctx.keys]
         if any(misread):
-            rows = torch.tensor(misread, device=x.device).view(-1, 1, 1, 1)
+            rows = per_row(torch.tensor(misread, device=x.device), x)
             strong, weak = (
                 torch.where(rows, ctx.model.to_epsilon(given[request], x, 0.0), right)
                 for request, right in zip(self.pair, (strong, weak), strict=True)
