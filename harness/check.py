@@ -83,7 +83,7 @@ def _prompts(found: Resolved, label: str, spec: PromptSpec) -> dict[str, Any]:
 
 
 def _promised(spec: PromptSpec) -> int | None:
-    """How many prompts a selection of a known set has."""
+    """How many prompts a selection of a known set has; of a set of unknown size as many as it asks for."""
     if spec.set not in manifest.known():
         return None
     known = manifest.load(spec.set)
@@ -91,7 +91,8 @@ def _promised(spec: PromptSpec) -> int | None:
     if spec.category is not None:
         wanted = {spec.category} if isinstance(spec.category, str) else set(spec.category)
         rows = sum(known.categories[name] for name in wanted) if wanted <= known.categories.keys() else None
-    return None if rows is None else min(rows, spec.first or rows, spec.sample or rows)
+    chosen = spec.first or spec.sample
+    return chosen if rows is None else min(rows, chosen or rows)
 
 
 def _missing(name: str) -> str | None:
