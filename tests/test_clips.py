@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 
+import datasets
 from harness import prompts, run
 from harness.analysis.figures import grid
 from harness.benchmark import PromptSpec
@@ -276,12 +276,11 @@ def test_thirty_of_many_objects_are_a_fixed_choice(tmp_path: Path) -> None:
         place = tmp_path / "orbits" / "thing" / f"thing_{k:03d}" / "render" / "images"
         place.mkdir(parents=True)
         (place / "r_0.png").touch()
-    chosen = [
-        [prompt.id for prompt in prompts.load(PromptSpec(set="omniobject3d", path="orbits", sample=30), tmp_path).prompts]
-        for _ in range(2)
-    ]
-    assert chosen[0] == chosen[1]
-    assert len(set(chosen[0])) == 30
+    spec = PromptSpec(set="omniobject3d", path="orbits", sample=30)
+    first, second = ([prompt.id for prompt in prompts.load(spec, tmp_path).prompts] for _ in range(2))
+    assert first == second
+    assert len(set(first)) == 30
+    assert first != [f"thing_{k:03d}" for k in range(30)]
 
 
 def test_pictures_of_another_size_are_resized_and_those_of_another_shape_refused(folder: Path) -> None:
@@ -317,7 +316,8 @@ def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("frame", ["../a.png", "/etc/passwd", 3, "a\\b.png"])
 def test_pictures_of_an_orbit_outside_the_set_s_folder_are_refused(tmp_path: Path, frame: Any) -> None:
-    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "x", "image": "a.png", "truth": {"frames": ["a.png", frame]}}))
+    row = {"prompt": "x", "image": "a.png", "truth": {"frames": ["a.png", frame]}}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
     with pytest.raises(HarnessError, match=r"p\.jsonl: row 0: truth\.frames: expected paths below the folder"):
         prompts.load(PromptSpec(set="p", path=str(tmp_path / "p.jsonl")), Path())
 

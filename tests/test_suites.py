@@ -39,6 +39,7 @@ FOLDER = benchmarks.resources("benchmarks")
 RUN_ELSEWHERE = {"shapes"}  # by tests/test_wheel.py
 LONG = {  # others of the same family, methods and metrics are short
     "shapes-noise", "noise-optimisation-figure8-shapes", "noiserefine-table3", "noise-diffusion-complex", "hpdv2-suite",
+    "noise-optimisation-table3-shapes",
 }
 SAMPLES_OF = {  # the run whose samples a figure takes
     "noise-selection-figure3": "noise-selection-table1", "noise-optimisation-figure5": "noise-optimisation-table2",
