@@ -18,8 +18,8 @@ from harness.seeding import RowKey
 SD_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 # Assumed of a GPU where no throughput is given: TFLOP/s by dtype, kept up over a whole run.
 TFLOPS = {"float16": 100.0, "bfloat16": 100.0, "float32": 25.0}
-# TFLOP of one row's evaluation by a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in pixels;
-# they grow with the pixels, attention's share a little faster.
+# TFLOP of one row's evaluation by a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in
+# pixels; they grow with the pixels, attention's share a little faster.
 EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024), "sv3d": (34.6, 576)}
 FRAMES = {"sv3d": 21}  # of a sample, where the weights are not here to say it; other families make stills
 IMAGE_BYTES = 1.4  # a pixel as lossless WebP: 1.24 and 1.45 measured on photographs of 1024 and 512 pixels

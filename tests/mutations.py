@@ -405,6 +405,38 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("flops.py", "tests/test_flops.py"): [
         ("PLAIN = SDPBackend.MATH", "PLAIN = SDPBackend.FLASH_ATTENTION"),
     ],
+    ("guidance/frame_cfg.py", "tests/guidance/test_frame_cfg.py"): [
+        ("2 * abs(place - math.floor(place + 0.5))", "1 - abs(2 * place)"),
+        ("self.least + place * (self.scale - self.least)", "place * self.scale"),
+        ("scale * (conditional - unconditional)", "scale * (unconditional - conditional)"),
+        (".view(1, -1, 1, 1, 1)", ".flip(0).view(1, 1, -1, 1, 1)[:, :, :1]"),
+        ("(frames - 1) if frames > 1", "frames if frames > 1"),
+    ],
+    ("diffusion/sv3d.py", "tests/diffusion/test_sv3d.py"): [
+        ("-sigma / math.hypot(sigma, 1)", "sigma / math.hypot(sigma, 1)"),
+        ("return 1 / (sigma**2 + 1), -sigma", "return 1 / (sigma + 1), -sigma"),
+        ("0.25 * math.log(sigma)", "math.log(sigma)"),
+        ("x * (1 / math.hypot(sigma, 1))", "x"),
+        ("(arrival - sigma) * c_out * prediction", "(sigma - arrival) * c_out * prediction"),
+        ("* (1 - c_skip) + sigma)", "* c_skip + sigma)"),
+        ("Grid(sigma_max=700.0", "Grid(sigma_max=80.0"),
+        ("COND_AUG = 1e-5", "COND_AUG = 0.02"),
+        ("torch.cat([scaled.to(self.dtype), pictures]", "torch.cat([pictures, scaled.to(self.dtype)]"),
+        (".latent_dist.mode()[0]", ".latent_dist.mode()[0] * self.vae.config.scaling_factor"),
+        ("null = {key: torch.zeros_like(value)", "null = {key: torch.ones_like(value)"),
+        ("/ self.vae.config.scaling_factor", "* self.vae.config.scaling_factor"),
+        ("(images * 255).astype", "(images * 255).round().astype"),
+        ("scaled.split(TOGETHER)", "scaled.split(TOGETHER - 1)"),
+        ('f"cond_aug/{prompt_id}"', '"cond_aug"'),
+    ],
+    ("diffusion/picture.py", "tests/diffusion/test_sv3d.py"): [
+        ("side // 2 - width // 2", "(side - width) // 2"),
+        ("* alpha + (1 - alpha)) * 255", "* alpha) * 255"),
+        ("Image.Resampling.LANCZOS))", "Image.Resampling.BILINEAR))"),
+    ],
+    ("noise/choice.py", "tests/diffusion/test_sv3d.py"): [
+        ("per_row(torch.from_numpy(better).to(noise.device), noise)", "torch.tensor(True)"),
+    ],
     ("diffusion/base.py", "tests/test_flops.py"): [
         ("self.decoded + self._counted(torch.arange(images) % self.samples)", "self.decoded + images"),
     ],

@@ -160,10 +160,10 @@ def tiny_stable_diffusion_xl(folder: str | Path, turbo: bool = False, zero_null:
 
 
 def tiny_sv3d(folder: str | Path, temporal: bool = False, frames: int = 3, seed: int = 0) -> Path:
-    """Writes a random SV3D-U (16x16 frames, latents Fx4x4x4, 3 MB) and returns its folder.
+    """Writes a random SV3D-U (16x16 frames, latents Fx4x4x4, under 7 MB) and returns its folder.
 
-    The autoencoder is a still one, as the official SV3D's, or with `temporal` that of Stable Video Diffusion. The frames'
-    size must be given when the model is loaded: 16, or another multiple of 8.
+    The autoencoder is one of stills, as the official SV3D's, or with `temporal` that of Stable Video Diffusion. The
+    frames' size must be given when the model is loaded: 16, or another multiple of 8.
     """
     folder = Path(folder)
     blocks: dict[str, object] = {"block_out_channels": (8, 8, 16), "latent_channels": 4, "sample_size": 16}

@@ -27,6 +27,7 @@ from harness.diffusion.edm import Grid, VarianceExploding
 from harness.diffusion.picture import open_picture
 from harness.diffusion.stable_diffusion import DECODED_PIXELS, DTYPES
 from harness.diffusion.sv3d_clip import clip_pixels
+from harness.diffusion.sv3d_unet import as_trained
 from harness.errors import HarnessError
 from harness.identity import seed64
 from harness.prompts import Prompt
@@ -99,7 +100,9 @@ class SV3D(VarianceExploding):
         vae_class = VAES[folders.config(folder, "vae")["_class_name"]]
         with quiet():
             model = cls(
-                folders.open_network(UNetSpatioTemporalConditionModel, folder / "unet", torch_dtype=DTYPES[dtype]),
+                as_trained(
+                    folders.open_network(UNetSpatioTemporalConditionModel, folder / "unet", torch_dtype=DTYPES[dtype])
+                ),
                 folders.open_network(vae_class, folder / "vae", torch_dtype=torch.float32),
                 folders.open_network(CLIPVisionModelWithProjection, folder / "image_encoder", dtype=DTYPES[dtype]),
                 frames=cls.frames_of(folder), size=size, device=device,

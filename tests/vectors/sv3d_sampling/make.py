@@ -120,9 +120,10 @@ def prepared(script: str, picture: Image.Image) -> torch.Tensor:
     """The lines of the authors' script between opening a picture with transparency and the model's input."""
     import cv2
 
-    lines = script.split("# resize object in frame")[1].split("        else:\n            with Image.open")[0]
+    rest = script.split("# resize object in frame")[1]
+    lines, _, _ = rest.partition("        else:\n            with Image.open")
     place = {"np": np, "cv2": cv2, "Image": Image, "image": picture, "image_frame_ratio": None}
-    exec(textwrap.dedent(" " * 12 + "pass\n" + lines.replace("(576, 576)", f"({SMALL}, {SMALL})")), place)  # noqa: S102
+    exec(textwrap.dedent(" " * 12 + "pass\n" + lines.replace("(576, 576)", f"({SMALL}, {SMALL})")), place)
     return torch.from_numpy(np.array(place["input_image"]))
 
 

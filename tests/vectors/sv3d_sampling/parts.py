@@ -12,7 +12,7 @@ WIDTH = 6  # of an embedding
 
 
 class Formula(nn.Module):
-    """Called as the library's spatio-temporal UNet is; sees neighbouring frames, the picture, embedding and noise level."""
+    """Called as the library's spatio-temporal UNet; sees neighbouring frames, picture, embedding and noise level."""
 
     dtype = torch.float32
 
@@ -45,8 +45,8 @@ def drawn() -> dict[str, Image.Image]:
         ImageDraw.Draw(picture).ellipse(box, fill=(200, 40, 90, 255), outline=(20, 20, 250, 120))
         found[name] = picture
     fading = Image.linear_gradient("L").resize((64, 64)).point(lambda level: max(0, level - 60))
-    found["fading"] = Image.merge("RGBA", (*Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 50).convert("RGB").split(),
-                                           fading))
+    fractal = Image.effect_mandelbrot((64, 64), (-2, -1, 1, 1), 50)
+    found["fading"] = Image.merge("RGBA", (fractal, fractal.rotate(90), fractal.rotate(180), fading))
     return found
 
 
