@@ -21,6 +21,7 @@ TFLOPS = {"float16": 100.0, "bfloat16": 100.0, "float32": 25.0}
 # TFLOP of one row's evaluation by a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in
 # pixels; they grow with the pixels, attention's share a little faster.
 EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024), "sv3d": (34.6, 576)}
+FRAMES = {"sv3d": 21}  # of a sample, where the weights are not here to say it; other families make stills
 IMAGE_BYTES = 1.4  # a pixel as lossless WebP: 1.24 and 1.45 measured on photographs of 1024 and 512 pixels
 FEATURE_BYTES = 4 * 2048  # of an image for each extractor: Inception's, the widest
 
@@ -63,8 +64,10 @@ def cost(
     )
     features = {m.metric.extractor for m in found.metrics.values() if isinstance(m.metric, DistributionMetric)}
     scores = [m for m in found.metrics.values() if not isinstance(m.metric, DistributionMetric)]
-    frames = {label: model.cls.frames_of(model.folder) for label, model in found.models.items()}  # of those here
-    pixels = sum(side(spec) ** 2 * frames.get(label, 1) for label, spec in benchmark.models.items())
+    here = {label: model.cls.frames_of(model.folder) for label, model in found.models.items()}
+    pixels = sum(
+        side(spec) ** 2 * here.get(label, FRAMES.get(spec.family, 1)) for label, spec in benchmark.models.items()
+    )
     hours = None
     if None not in speeds.values():
         hours = sum(samples * entry["nfe"] / float(speeds[entry["model"]] or 0) for entry in methods) / 3600

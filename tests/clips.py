@@ -1,4 +1,4 @@
-"""A model of clips that costs nothing: it knows the orbit that its prompt's picture begins, and shows it through noise."""
+"""A model of clips that costs nothing: it knows the orbit that its prompt's picture begins, and adds noise."""
 
 import re
 from collections.abc import Sequence

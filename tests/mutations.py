@@ -33,6 +33,15 @@ class Mutation(NamedTuple):
 
 # (file below harness/, the test that must fail): pairs of the text that stands there once and what it becomes.
 _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("shapes/orbit.py", "tests/shapes/test_orbit.py"): [
+        ("[-np.sin(a), np.cos(a), 0.0]", "[np.sin(a), -np.cos(a), 0.0]"),
+        ("nearest[rows, columns][drawn] = depth[drawn]", "nearest[rows, columns][drawn] = 0"),
+        ("render(solids, 360 * k / frames, size)", "render(solids, 360 * k / (frames + 1), size)"),
+        ("if normal[2] > 0:", "if normal[2] < 0:"),
+    ],
+    ("pictures.py", "tests/test_clips.py"): [("orbit[(i + 1) * every % len(orbit)]", "orbit[i * every % len(orbit)]")],
+    ("scoring.py", "tests/test_clips.py"): [("else digest(hashes), size)", "else digest(files), size)")],
+    ("images.py", "tests/test_clips.py"): [('Image.new("RGBA", image.size, "white")', 'Image.new("RGBA", image.size)')],
     ("noise/nlg.py", "tests/noise/test_nlg.py"): [
         ("n = n - self.step_size * direction", "n = n + self.step_size * direction"),
         ("return strong - weak", "return weak - strong"),

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 
+import datasets
 from harness import prompts, run
 from harness.analysis.figures import grid
 from harness.benchmark import PromptSpec
@@ -211,14 +211,20 @@ def test_a_run_of_clips_opens_in_datasets_and_in_a_grid(made: Path) -> None:
 
 
 def test_the_commands_know_clips(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said, errors = harness(capsys, "check", str(made / "clips.yaml"), "--json")
+    large = yaml.safe_load((made / "clips.yaml").read_text())
+    large["models"]["turntable"]["size"] = 1024
+    (made / "large.yaml").write_text(yaml.safe_dump(large))
+    code, said, errors = harness(capsys, "check", str(made / "large.yaml"), "--json")
     assert code == 0, errors
     report = json.loads(said)
-    assert report["cost"]["samples"] == 12
+    assert (report["cost"]["samples"], report["models"][0]["frames"]) == (12, FRAMES)
+    assert report["cost"]["images_gb"] == pytest.approx(12 * FRAMES * 1024**2 * 1.4e-9, abs=0.01)
+    code, said, _ = harness(capsys, "check", str(made / "large.yaml"))
+    assert "clips of 4 frames" in said
     assert [(entry["method"], entry["nfe"]) for entry in report["methods"]] == [("plain", 3), ("sharper", 6)]
     results = ("--results", str(made / "results"))
     code, said, _ = harness(capsys, "table", "clips", "--format", "json", *results)
-    assert code == 0
+    assert (code, {record["n"] for record in json.loads(said) if record["metric"] == "ssim"}) == (0, {6})
     code, said, errors = harness(capsys, "compare", "clips/plain", "clips/sharper", *results)
     assert code == 0, errors
     assert "ssim" in said
@@ -270,12 +276,11 @@ def test_thirty_of_many_objects_are_a_fixed_choice(tmp_path: Path) -> None:
         place = tmp_path / "orbits" / "thing" / f"thing_{k:03d}" / "render" / "images"
         place.mkdir(parents=True)
         (place / "r_0.png").touch()
-    chosen = [
-        [prompt.id for prompt in prompts.load(PromptSpec(set="omniobject3d", path="orbits", sample=30), tmp_path).prompts]
-        for _ in range(2)
-    ]
-    assert chosen[0] == chosen[1]
-    assert len(set(chosen[0])) == 30
+    spec = PromptSpec(set="omniobject3d", path="orbits", sample=30)
+    first, second = ([prompt.id for prompt in prompts.load(spec, tmp_path).prompts] for _ in range(2))
+    assert first == second
+    assert len(set(first)) == 30
+    assert first != [f"thing_{k:03d}" for k in range(30)]
 
 
 def test_pictures_of_another_size_are_resized_and_those_of_another_shape_refused(folder: Path) -> None:
@@ -311,7 +316,8 @@ def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("frame", ["../a.png", "/etc/passwd", 3, "a\\b.png"])
 def test_pictures_of_an_orbit_outside_the_set_s_folder_are_refused(tmp_path: Path, frame: Any) -> None:
-    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "x", "image": "a.png", "truth": {"frames": ["a.png", frame]}}))
+    row = {"prompt": "x", "image": "a.png", "truth": {"frames": ["a.png", frame]}}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
     with pytest.raises(HarnessError, match=r"p\.jsonl: row 0: truth\.frames: expected paths below the folder"):
         prompts.load(PromptSpec(set="p", path=str(tmp_path / "p.jsonl")), Path())
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,9 +25,10 @@ from hypothesis import strategies as st
 from harness import manifest as manifests
 from harness import prompt_formats, prompts
 from harness.benchmark import PromptSpec
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Lacking
 from harness.manifest import Manifest
 from harness.prompt_files import LONGEST_ID, Prompt, read_file
+from harness.shapes import orbit
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 SETS = sorted(manifests.known())
@@ -91,11 +93,12 @@ def test_a_manifest_says_what_it_must(name: str) -> None:
         )
     official_bytes_known = name not in ("coco-val2014", "coco-2017-val", "omniobject3d")
     assert (found.prompts_sha256 is not None) == official_bytes_known
-    assert all(file.sha256 is not None for file in found.files) == official_bytes_known
+    assert all(file.sha256 is not None for file in found.files) == (official_bytes_known and not found.made_by)
+    assert (found.made_by is not None) == (name == "shapes-orbits")
 
 
 def test_every_set_of_the_list_is_known() -> None:
-    assert set(SETS) == {*SHEET, "coco-val2014", "coco-2017-val", "omniobject3d"}
+    assert set(SETS) == {*SHEET, "coco-val2014", "coco-2017-val", "omniobject3d", "shapes-orbits"}
 
 
 def test_the_manifests_agree_with_where_the_files_were_copied_from() -> None:
@@ -399,7 +402,23 @@ def test_a_class_is_the_number_of_its_line(small: Callable[[str], Path]) -> None
 
 
 def test_every_set_has_a_small_file() -> None:
-    assert set(SMALL) | {"shapes", "shapes-seen"} == set(SETS)
+    assert set(SMALL) | {"shapes", "shapes-seen", "shapes-orbits"} == set(SETS)
+
+
+def test_the_orbits_of_solids_are_made_by_the_command_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HARNESS_PROMPTS", str(tmp_path))
+    with pytest.raises(Lacking) as lacking:
+        load("shapes-orbits")
+    told = re.search(r"`python -m harness\.shapes\.orbit ([^`]*)` makes it", str(lacking.value))
+    assert told is not None
+    monkeypatch.setattr(orbit, "render", lambda *_: np.zeros((8, 8, 3), np.uint8))
+    orbit.main(told.group(1).split())
+    loaded = load("shapes-orbits")
+    assert len(loaded) == 30  # and their ids and texts are those of the manifest
+    assert all(prompt.truth and len(prompt.truth["frames"]) == 21 for prompt in loaded)
+    assert load("shapes-orbits", sample=4) != load("shapes-orbits", first=4)
 
 
 def test_an_orbit_is_conditioned_on_its_first_frame(small: Callable[[str], Path]) -> None:

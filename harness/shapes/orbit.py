@@ -124,7 +124,8 @@ def render(
                 shade = DARK + BRIGHT * max(0.0, float(normal @ LIGHT))
                 _fill(colours, nearest, screen[corner], shade * np.asarray(solid.colour, np.float64))
     pixels = colours.reshape(size, SAMPLES, size, SAMPLES, 3).mean(axis=(1, 3))
-    return np.rint(pixels).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(pixels).astype(np.uint8)
+    return levels
 
 
 def _fill(colours: Floats, nearest: Floats, triangle: Floats, colour: Floats) -> None:

@@ -90,15 +90,15 @@ def test_a_symmetric_solid_looks_the_same_after_its_part_of_the_circle(kind: str
 
 
 def test_the_nearer_solid_hides_the_other() -> None:
-    red, blue = (Solid(box(0.5, 0.5, 0.5, (x, 0, 0)), rgb) for x, rgb in ((0.6, (200, 0, 0)), (-0.6, (0, 0, 200))))
+    red, blue = (Solid(box(0.5, 0.5, 0.5, (x, 0, 0)), rgb) for x, rgb in ((0.9, (200, 0, 0)), (0.2, (0, 0, 200))))
     for azimuth, seen, hidden in ((0, 0, 2), (180, 2, 0)):
         for order in ([red, blue], [blue, red]):
             middle = render(order, azimuth, 64, 0.0)[32, 32]
             assert middle[seen] > 100
             assert middle[hidden] == 0
     side = render([red, blue], 90, 64, 0.0)  # from +y, +x is to the left
-    assert side[32, 16, 0] > side[32, 16, 2] == 0
-    assert side[32, 48, 2] > side[32, 48, 0] == 0
+    assert side[32, 8, 0] > side[32, 8, 2] == 0
+    assert side[32, 27, 2] > side[32, 27, 0] == 0
 
 
 def test_an_orbit_goes_once_round_and_is_the_same_again() -> None:
