@@ -10,6 +10,7 @@ from typing import Protocol
 from harness.analysis.beside import PRINTED_COSTS, Numbers, Place
 from harness.analysis.matching import misfit
 from harness.analysis.records import CELL, MetricInfo, Record
+from harness.analysis.sweep import number
 
 LABELS = ("model", "prompts", "method")
 COST_NAMES = {"nfe": "NFE", "flops": "FLOPs", "seconds": "s/image"}
@@ -255,6 +256,33 @@ def lay_out_front(
         "dominated by the method named, going by the values alone; the paired difference to it, with its 95 % interval "
         "and Holm's p, says how sure that is."
     )
+    return table
+
+
+def lay_out_sweep(
+    found: Sequence[Record], metrics: Mapping[str, MetricInfo], judges: Mapping[str, str]
+) -> Table:
+    """`sweep.points` of one metric as a table: a row a value of the parameter, a column a line, its best bold."""
+    label, word = found[0]["metric"], found[0]["parameter"].rpartition(".")[2]
+    names = list(dict.fromkeys(r["line"] for r in found))
+    digits = decimals([r["value"] for r in found])
+    columns = [Column(name or label, _direction(metrics[label]), digits=digits) for name in names]
+    cells = {(r["model"], r["prompts"], r["at"], r["line"]): r for r in found}
+    blocks = list(dict.fromkeys((r["model"], r["prompts"]) for r in found))
+    shown = [i for i in (0, 1) if len({block[i] for block in blocks}) > 1]
+    table = Table([*(LABELS[i] for i in shown), word], columns, [], "", title=f"{label} against {word}")
+    for block in blocks:
+        for at in sorted({r["at"] for r in found if (r["model"], r["prompts"]) == block}):
+            row = []
+            for name in names:
+                record = cells.get((*block, at, name))
+                row.append(_value_cell(table, record, digits, None, judges=judges, ci=True))
+                row[-1].rank = 1 if record is not None and record["best"] else 0
+            table.rows.append(([*(block[i] for i in shown), number(at)], row))
+    sizes = {r["n"] for r in found if r["value"] is not None}
+    count = " to ".join(str(n) for n in dict.fromkeys((min(sizes), max(sizes)))) if sizes else "0"
+    ends = "prompts left out by jackknife" if metrics[label].kind == "distribution" else "prompts resampled"
+    table.caption = f"n = {count} images a value; [95 % interval], {ends}; bold: the best of its column."
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +11,7 @@ from typing import Protocol
 import pandas as pd
 from rich.console import Console
 
-from harness.analysis import pareto
+from harness.analysis import pareto, sweep
 from harness.analysis import render as formats
 from harness.analysis.beside import numbers, objects
 from harness.analysis.layout import (
@@ -24,13 +25,15 @@ from harness.analysis.layout import (
     lay_out_front,
     lay_out_groups,
     lay_out_matched,
+    lay_out_sweep,
 )
 from harness.analysis.matching import matched
 from harness.analysis.records import CELL, MetricInfo, Record, baselines, differences, records, scored_rows, win_rates
 from harness.errors import HarnessError
 
 __all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "as_json", "baselines", "differences", "draw_fronts",
-           "fronts", "laid_out", "records", "render", "render_fronts", "scored_rows", "show", "show_tables"]
+           "fronts", "draw_sweeps", "laid_out", "records", "render", "render_fronts", "render_sweeps", "scored_rows", "show",
+           "show_tables", "sweeps"]
 
 
 class Outcome(Protocol):
@@ -52,6 +55,8 @@ class Outcome(Protocol):
     def published(self) -> pd.DataFrame | None: ...
     @property
     def candidates(self) -> Mapping[str, int]: ...
+    @property
+    def parameters(self) -> Mapping[str, sweep.Settings]: ...  # by method
 
 
 def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = False) -> list[Table]:
@@ -135,7 +140,7 @@ def fronts(outcome: Outcome, cost: str, wanted: Sequence[str] = ()) -> list[Tabl
     ]
 
 
-def _valued(outcome: Outcome, wanted: Sequence[str] = ()) -> list[str]:
+def _valued(outcome: Outcome, wanted: Sequence[str] = (), option: str = "--pareto") -> list[str]:
     """The metrics asked for that have a record, or else all that have a value.
 
     Raises:
@@ -148,7 +153,7 @@ def _valued(outcome: Outcome, wanted: Sequence[str] = ()) -> list[str]:
     having = {r["metric"] for r in outcome.records if r["group"] is None and (wanted or r["value"] is not None)}
     found = [metric for metric in wanted or outcome.metrics if metric in having]
     if not found:
-        raise HarnessError(f"--pareto: no values yet: this run has {_state(outcome)}")
+        raise HarnessError(f"{option}: no values yet: this run has {_state(outcome)}")
     return found
 
 
@@ -166,9 +171,13 @@ def draw_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], path: Path) 
     """Writes `fronts` as a figure. Raises HarnessError where `path` is no .png."""
     from harness.analysis.figures import quality_against_cost  # the drawing library takes its time to import
 
-    if path.suffix != ".png":
-        raise HarnessError(f"--figure {path}: expected a file that ends in .png")
+    _must_be_png("--figure", path)
     quality_against_cost(outcome.records, _valued(outcome, wanted), path, cost=cost)
+
+
+def _must_be_png(option: str, path: Path) -> None:
+    if path.suffix != ".png":
+        raise HarnessError(f"{option} {path}: expected a file that ends in .png")
 
 
 def render_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], form: str) -> str:
@@ -179,6 +188,52 @@ def render_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], form: str)
     if form == "json":
         return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     columns = [*CELL, "metric", "value", "low", "high", "n", cost, "front", "dominated_by"]
+    return str(pd.DataFrame(found, columns=columns).to_csv(index=False, lineterminator="\n"))
+
+
+def sweeps(outcome: Outcome, parameter: str, wanted: Sequence[str] = ()) -> list[Table]:
+    """For each metric (`wanted`, or all that have a value) its values over a `parameter` of the methods.
+
+    Raises:
+        HarnessError: no such metric or parameter, no two methods that differ in it alone, or no values yet.
+    """
+    return [lay_out_sweep(found, outcome.metrics, outcome.judges) for found in _swept(outcome, parameter, wanted)]
+
+
+def _swept(outcome: Outcome, parameter: str, wanted: Sequence[str]) -> list[list[Record]]:
+    """`sweep.points` by metric, beside what was published there (`published`, in our unit)."""
+    name = sweep.chosen(outcome.parameters, parameter)
+    theirs = numbers(outcome.published, "value", outcome.records)
+    found = []
+    for metric in _valued(outcome, wanted, "--sweep"):
+        points = sweep.points(outcome.records, outcome.parameters, metric, name)
+        for point in points:
+            printed = theirs.found.get(((point["model"], point["method"], point["prompts"]), metric))
+            point["published"] = printed.value / theirs.scale(metric) if printed else None
+        found.append(points)
+    return found
+
+
+def draw_sweeps(outcome: Outcome, parameter: str, wanted: Sequence[str], path: Path) -> None:
+    """Writes `sweeps` as a figure. Raises HarnessError as that does, and where `path` is no .png."""
+    from harness.analysis.figures import quality_against_parameter
+
+    _must_be_png("--figure", path)
+    quality_against_parameter([point for points in _swept(outcome, parameter, wanted) for point in points], path)
+
+
+def render_sweeps(outcome: Outcome, parameter: str, wanted: Sequence[str], form: str) -> str:
+    """`sweeps` as `markdown`, `latex`, `html`, or all points in one as `csv` or `json` (infinity: null)."""
+    if form not in ("csv", "json"):
+        return "\n".join(formats.FORMATS[form](table) for table in sweeps(outcome, parameter, wanted))
+    found = [
+        point | {"at": None if math.isinf(point["at"]) else point["at"]}
+        for points in _swept(outcome, parameter, wanted) for point in points
+    ]
+    if form == "json":
+        return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    columns = ["model", "prompts", "metric", "parameter", "line", "at", "method", "value", "low", "high", "n", "best",
+               "published"]
     return str(pd.DataFrame(found, columns=columns).to_csv(index=False, lineterminator="\n"))
 
 
