@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from harness.analysis.layout import COST_TEXTS
 from harness.analysis.pareto import points
 from harness.analysis.records import Record
-from harness.analysis.sweep import number
+from harness.analysis.sweep import value_text
 from harness.files import write_atomic
 
 MARKERS = "osD^v<>Pp*hX"
@@ -142,11 +142,11 @@ def _lines(axis: Axes, mine: Sequence[Record], styles: Mapping[str, tuple[str, s
         _marks(axis, theirs, PUBLISHED, colour, marker="x", mew=1.6, ms=6)
     if evenly:
         ticks = values[::-1][:: -(-len(values) // MOST_TICKS)]
-        axis.set_xticks([x[tick] for tick in ticks], [number(tick) for tick in ticks])
+        axis.set_xticks([x[tick] for tick in ticks], [value_text(tick) for tick in ticks])
     elif values and values[0] > 0 and values[-1] / values[0] >= 10:
         axis.set_xscale("log")
         ticks = _ticks(values)
-        axis.set_xticks(ticks, [number(tick) for tick in ticks])
+        axis.set_xticks(ticks, [value_text(tick) for tick in ticks])
         axis.minorticks_off()
     axis.grid(alpha=0.25)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from harness.analysis.beside import PRINTED_COSTS, Numbers, Place
 from harness.analysis.matching import misfit
 from harness.analysis.records import CELL, MetricInfo, Record
-from harness.analysis.sweep import number
+from harness.analysis.sweep import value_text
 
 LABELS = ("model", "prompts", "method")
 COST_NAMES = {"nfe": "NFE", "flops": "FLOPs", "seconds": "s/image"}
@@ -278,7 +278,7 @@ def lay_out_sweep(
                 record = cells.get((*block, at, name))
                 row.append(_value_cell(table, record, digits, None, judges=judges, ci=True))
                 row[-1].rank = 1 if record is not None and record["best"] else 0
-            table.rows.append(([*(block[i] for i in shown), number(at)], row))
+            table.rows.append(([*(block[i] for i in shown), value_text(at)], row))
     sizes = {r["n"] for r in found if r["value"] is not None}
     count = " to ".join(str(n) for n in dict.fromkeys((min(sizes), max(sizes)))) if sizes else "0"
     ends = "prompts left out by jackknife" if metrics[label].kind == "distribution" else "prompts resampled"

@@ -108,18 +108,18 @@ def _parts(given: Settings, words: Mapping[str, str]) -> list[str]:
         if end in ("lo", "hi") and f"{kind}_lo" in given and f"{kind}_hi" in given:
             text = _interval(kind.rpartition(".")[2], given[f"{kind}_lo"], given[f"{kind}_hi"])
         else:
-            text = f"{word} {number(given.get(key))}" if key in given else ""
+            text = f"{word} {value_text(given.get(key))}" if key in given else ""
         parts += [text] if text and text not in parts else []
     return parts
 
 
 def _interval(kind: str, low: Any, high: Any) -> str:
     if kind != "sigma":
-        return f"{kind} {number(low)} to {number(high)}"
-    return "everywhere" if (low, high) == (0, math.inf) else f"σ in ({number(low)}, {number(high)}]"
+        return f"{kind} {value_text(low)} to {value_text(high)}"
+    return "everywhere" if (low, high) == (0, math.inf) else f"σ in ({value_text(low)}, {value_text(high)}]"
 
 
-def number(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A parameter's value as people write it: `2`, `0.28`, `∞`, `ddim`."""
     if not _is_number(value):
         return "none" if value is None else str(value)

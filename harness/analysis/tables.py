@@ -32,8 +32,8 @@ from harness.analysis.records import CELL, MetricInfo, Record, baselines, differ
 from harness.errors import HarnessError
 
 __all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "as_json", "baselines", "differences", "draw_fronts",
-           "fronts", "draw_sweeps", "laid_out", "records", "render", "render_fronts", "render_sweeps", "scored_rows", "show",
-           "show_tables", "sweeps"]
+           "draw_sweeps", "fronts", "laid_out", "records", "render", "render_fronts", "render_sweeps", "scored_rows",
+           "show", "show_tables", "sweeps"]
 
 
 class Outcome(Protocol):
