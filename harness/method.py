@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -105,8 +105,11 @@ class Method:
         counter = Counter(len(prompts))
         before, model.counter = model.counter, counter
         try:
+            generators = [key.generator("noise") for key in keys]
+            noise = normals(generators, model.latent_shape).to(model.device)
+            given = prompts
+            prompts = [model.draw(prompt, generator) for prompt, generator in zip(given, generators, strict=True)]
             conditioning = model.encode(prompts)
-            noise = normals([key.generator("noise") for key in keys], model.latent_shape).to(model.device)
             refined = self.stage(self._context(model, prompts, keys, conditioning, noise))
             _check(self.stage, refined, noise)
             latents = refined.latents
@@ -121,7 +124,10 @@ class Method:
             images=images,
             initial_noise=refined.noise.float().cpu(),
             latents=latents.float().cpu(),
-            records=refined.records or [{} for _ in prompts],
+            records=[
+                record if drawn == prompt else record | {"class_label": drawn.class_label}
+                for record, prompt, drawn in zip(refined.records or [{}] * len(given), given, prompts, strict=True)
+            ],
             nfe=counter.nfe,
             nfe_by_network=[
                 {name: int(counts[row]) for name, counts in counter.by_network.items()} for row in range(len(prompts))
@@ -246,7 +252,7 @@ def method_identity(method: Method, judge_digest: str | None = None) -> dict[str
     return {
         "noise": registry.identity_of("noise", _name("noise", method.stage), method.stage),
         "guidance": registry.identity_of("guidance", _name("guidance", method.guidance), method.guidance),
-        "sampler": asdict(method.sampler),
+        "sampler": method.sampler.identity,
         "judge": judge_digest,
     }
 

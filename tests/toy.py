@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.schedules import DiffusersSchedule, NoiseLevels, build_scheduler
+from harness.diffusion.levels import NoiseLevels
+from harness.diffusion.schedules import DiffusersSchedule, build_scheduler
 from harness.prompts import Prompt
 
 SD_SCHEDULE = {

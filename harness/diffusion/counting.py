@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.schedules import DiffusersSchedule, NoiseLevels
+from harness.diffusion.levels import NoiseLevels
+from harness.diffusion.schedules import DiffusersSchedule
 from harness.metrics.base import SampleMetric, Scores
 from harness.prompts import Prompt
 

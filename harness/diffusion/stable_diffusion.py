@@ -23,7 +23,8 @@ from harness import flops
 from harness import weights as weight_files
 from harness.diffusion import folders
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.schedules import SOLVERS, DiffusersSchedule, NoiseLevels, build_scheduler
+from harness.diffusion.levels import NoiseLevels
+from harness.diffusion.schedules import SOLVERS, DiffusersSchedule, build_scheduler
 from harness.diffusion.unets import UNets, self_attention, without_weights
 from harness.errors import HarnessError
 from harness.prompts import Prompt
