@@ -168,7 +168,7 @@ def _seeds(path: Path) -> list[Row]:
         ends = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})", text)
         first, last = (int(end) for end in ends.groups()) if ends else (1, 0)
         if first > last:
-            raise HarnessError(f"{path}: line {line}: expected a range of whole numbers like 0-49999, got {text[:60]!r}")
+            raise HarnessError(f"{path}: line {line}: expected a range of numbers like 0-49999, got {text[:60]!r}")
         if len(rows) + last - first >= MOST:
             raise HarnessError(f"{path}: line {line}: more than {MOST:,} prompts; give smaller ranges")
         rows += [

@@ -52,7 +52,8 @@ SHEET = {
     "noise-diffusion-simple": (276, 3, "objects/65", 276), "noise-diffusion-complex": (100, 0, "99", None),
     "partiprompts": (1632, 12, "1631", 1632), "pick-a-pic": (500, 0, "499", 500),
     "pick-a-pic-v2": (487, 0, "486", 487), "t2i-compbench": (2400, 8, "3d_spatial/299", None),
-    "imagenet-seeds": (150_000, 3, "149999", 1), "shapes": (240, 6, "color-attr-039", 240), "shapes-seen": (240, 6, "color-attr-039", 240),
+    "imagenet-seeds": (150_000, 3, "149999", 1),
+    "shapes": (240, 6, "color-attr-039", 240), "shapes-seen": (240, 6, "color-attr-039", 240),
 }
 
 
@@ -434,7 +435,7 @@ def test_any_choice_of_seeds_in_any_order_has_the_same_prompts(tmp_path: Path, d
     ("text", "said"),
     [
         ("0-9\n10-20\n20-30\n", "rows 20 and 21 have the same id '20' (column seed)"),
-        ("0-9\n9-3\n", "line 2: expected a range of whole numbers like 0-49999, got '9-3'"),
+        ("0-9\n9-3\n", "line 2: expected a range of numbers like 0-49999, got '9-3'"),
         ("a-b\n", "got 'a-b'"), ("-3-5\n", "got '-3-5'"), ("0-9\n\n3-4\n", "line 2: expected"),
         ("0-1\n5-99999999999\n", "line 2: more than 2,000,000 prompts"), ("", "holds no prompts"),
     ],

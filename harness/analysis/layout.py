@@ -10,6 +10,7 @@ from typing import Protocol
 from harness.analysis.beside import PRINTED_COSTS, Numbers, Place
 from harness.analysis.matching import misfit
 from harness.analysis.records import CELL, MetricInfo, Record
+from harness.analysis.repeats import Repeats, said
 from harness.analysis.sweep import value_text
 
 LABELS = ("model", "prompts", "method")
@@ -36,6 +37,8 @@ class Spec(Protocol):
     def match(self) -> str | None: ...
     @property
     def baselines(self) -> Sequence[str] | None: ...
+    @property
+    def repeats(self) -> Repeats: ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class TableSpec:
     show: str = "value"
     match: str | None = None
     baselines: Sequence[str] | None = None
+    repeats: Repeats = field(default_factory=dict)
 
 
 @dataclass
@@ -131,6 +135,8 @@ def lay_out(
         sizes = {r["n"] for r in mine if r["metric"] == label and r["value"] is not None}
         if metrics[label].kind == "distribution" and len(sizes) > 1:
             table.note(f"{label} depends on n: rows of different n must not be compared")
+    for text in said(mine):
+        table.note(text)
     _beside(table, places, theirs, [*own, "average", *PRINTED_COSTS.values()])
     return table
 
@@ -381,8 +387,8 @@ def _beside(
     if any(column.part for column in columns):
         table.caption += f" Published: {numbers.cited()}."
         table.caption += " Difference: ours less published, which is no paired test." if compare else ""
-    for said, count in numbers.left_out.items():
-        table.note(f"{said} ({count})")
+    for text, count in numbers.left_out.items():
+        table.note(f"{text} ({count})")
 
 
 def _value_cell(

@@ -29,6 +29,7 @@ from harness.analysis.layout import (
 )
 from harness.analysis.matching import matched
 from harness.analysis.records import CELL, MetricInfo, Record, baselines, differences, records, scored_rows, win_rates
+from harness.analysis.repeats import Repeats, combined
 from harness.errors import HarnessError
 
 __all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "as_json", "baselines", "differences", "draw_fronts",
@@ -41,6 +42,8 @@ class Outcome(Protocol):
 
     @property
     def records(self) -> Sequence[Record]: ...
+    @property
+    def specs(self) -> Sequence[Spec]: ...
     @property
     def rows(self) -> pd.DataFrame: ...
     @property
@@ -82,7 +85,7 @@ def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = F
 
 def _main(outcome: Outcome, spec: Spec, paired: Sequence[Record], ci: bool = False) -> Table:
     shown = _shown(outcome, spec, paired)
-    theirs = numbers(outcome.published, spec.show, shown, spec.baseline)
+    theirs = numbers(outcome.published, spec.show, shown, spec.baseline, other_models="model" in spec.rows)
     table = lay_out(shown, spec, outcome.metrics, outcome.judges, ci=ci, numbers=theirs)
     if spec.show == "win_rate":
         table.title = _against("Win rates", spec.baseline)
@@ -116,7 +119,12 @@ def _shown(outcome: Outcome, spec: Spec, paired: Sequence[Record]) -> list[Recor
     """The records of the main table."""
     if spec.show == "win_rate" and spec.baseline is not None:
         return win_rates(outcome.records, paired, spec.baseline)
-    return list(outcome.records)
+    return combined(outcome.records, spec.repeats) if spec.repeats else list(outcome.records)
+
+
+def _repeats(specs: Sequence[Spec]) -> Repeats:
+    """Those of all tables."""
+    return {name: how for spec in specs for name, how in spec.repeats.items()}
 
 
 def _against(what: str, baseline: str | Mapping[str, str] | None) -> str:
@@ -203,10 +211,11 @@ def sweeps(outcome: Outcome, parameter: str, wanted: Sequence[str] = ()) -> list
 def _swept(outcome: Outcome, parameter: str, wanted: Sequence[str]) -> list[list[Record]]:
     """`sweep.points` by metric, beside what was published there (`published`, in our unit)."""
     name = sweep.chosen(outcome.parameters, parameter)
-    theirs = numbers(outcome.published, "value", outcome.records)
+    records = combined(outcome.records, _repeats(outcome.specs))
+    theirs = numbers(outcome.published, "value", records)
     found = []
     for metric in _valued(outcome, wanted, "--sweep"):
-        points = sweep.points(outcome.records, outcome.parameters, metric, name)
+        points = sweep.points(records, outcome.parameters, metric, name)
         for point in points:
             printed = theirs.found.get(((point["model"], point["method"], point["prompts"]), metric))
             point["published"] = printed.value / theirs.scale(metric) if printed else None
@@ -251,9 +260,11 @@ def render(outcome: Outcome, spec: Spec, form: str, *, ci: bool = False, groups:
 
 
 def as_json(outcome: Outcome, specs: Sequence[Spec]) -> str:
-    """The table records themselves, then the win rates of `specs` and the published numbers, told by `quantity`."""
+    """The table records themselves, then the win rates of `specs`, what their repeats put together, and the published
+    numbers, told by `quantity`."""
     rates = [r for spec in specs if spec.show == "win_rate" for r in _shown(outcome, spec, _paired(outcome, spec))]
-    found = [*outcome.records, *rates, *objects(outcome.published)]
+    repeated = [r for r in combined(outcome.records, _repeats(specs)) if "repeats" in r]
+    found = [*outcome.records, *rates, *repeated, *objects(outcome.published)]
     return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
