@@ -15,7 +15,7 @@ from torch import Tensor
 from harness import registry
 from harness.diffusion.base import Conditioning, Counter, Diffusion, Sampler
 from harness.diffusion.inversion import invert
-from harness.diffusion.sampling import sample
+from harness.diffusion.sampling import no_timesteps, sample
 from harness.errors import HarnessError
 from harness.guidance.base import Guidance
 from harness.guidance.cfg import CFG
@@ -102,6 +102,8 @@ class Method:
             raise HarnessError(f"{type(self.stage).__name__} needs a judge: a metric that scores each image")
         if self.judge is not None and getattr(self.stage, "needs_gradient", False) and not self.judge.has_gradient:
             raise HarnessError(no_gradient(self.stage, self.judge))
+        if getattr(self.stage, "needs_timesteps", False) and not model.timesteps:
+            raise HarnessError(no_timesteps(type(self.stage).__name__, model.family))
         counter = Counter(len(prompts))
         before, model.counter = model.counter, counter
         try:

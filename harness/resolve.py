@@ -14,7 +14,7 @@ from harness import registry, weights
 from harness.analysis import beside, published
 from harness.benchmark import Benchmark, MethodSpec, ModelSpec, named
 from harness.diffusion.base import Diffusion, Sampler
-from harness.diffusion.sampling import no_unconditional
+from harness.diffusion.sampling import no_timesteps, no_unconditional
 from harness.errors import HarnessError, Lacking
 from harness.identity import digest
 from harness.method import Method, load_method, method_identity, no_gradient
@@ -163,6 +163,11 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
     problems += _two_texts(prompts)
+    problems += [
+        f"prompts.{label}: with models.{name}: {text}"
+        for name, model in models.items() for label, chosen in prompts.items()
+        for text in model.cls.prompt_problems(model.folder, chosen.prompts)
+    ]
     metrics = _metrics(benchmark, problems)
     methods = {}
     for label, method in benchmark.methods.items():
@@ -359,6 +364,8 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
                     f"{model.spec.family!r} (models.{label}) does not give"
                 )
                 continue
+            if getattr(part, "needs_timesteps", False) and not model.cls.timesteps:
+                found.append(f"with models.{label}: {no_timesteps(type(part).__name__, model.spec.family)}")
             unconditional = model.cls.unconditional
             if "uncond" in getattr(part, "needs", ()) and unconditional not in ("main", *model.networks):
                 found.append(f"with models.{label}: {no_unconditional(model.spec.family, unconditional)}")

@@ -187,6 +187,7 @@ class Diffusion(ABC):
     networks: tuple[str, ...] = ("main",)
     requests: ClassVar[frozenset[str]] = frozenset({"cond", "uncond"})  # kinds of prediction it can give
     unconditional: ClassVar[str] = "main"  # the network that gives "uncond" predictions
+    timesteps: ClassVar[bool] = True  # there are timesteps of training; else a timestep is a noise level
     samplers: ClassVar[tuple[str, ...]]
     trained: bool = True  # False marks random weights
     latent_shape: tuple[int, ...]  # of one row, (C, H, W)
@@ -223,6 +224,11 @@ class Diffusion(ABC):
     @classmethod
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:
         """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
+        return []
+
+    @classmethod
+    def prompt_problems(cls, folder: Path, prompts: Sequence[Prompt]) -> list[str]:
+        """What these prompts ask that the model of `folder` cannot do."""
         return []
 
     @classmethod

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from harness.diffusion.base import Diffusion, Sampler, Schedule, Step
+from harness.diffusion.levels import NoiseLevels
+from harness.diffusion.schedules import DiffusersSchedule, build_scheduler
 from harness.errors import HarnessError
 from harness.registry import nearest
 
@@ -62,37 +64,48 @@ def settings(sampler: Sampler, own: Grid) -> Grid:
     return grid
 
 
-class EDMSchedule(Schedule):
-    """One batch's solver; its state is x0 + sigma * noise in the grid's precision.
+Timestep = Callable[[float], float]
 
-    A step of Heun evaluates the network where it starts and where Euler's step arrives, but for the last, which
-    arrives at 0 and is Euler's alone. `timestep` turns a noise level into what the model calls a timestep.
+
+def evaluations(sampler: Sampler, own: Grid, timestep: Timestep) -> list[tuple[Step, float]]:
+    """Every evaluation of the network with the noise level that it is made at (`Step.sigma` is that of its step).
+
+    A step of Heun evaluates where it starts and where Euler's step arrives, but for the last, which arrives at 0
+    and is Euler's alone. `timestep` turns a noise level into what the model calls a timestep.
 
     Raises:
         HarnessError: as `settings`, and what `timestep` raises.
     """
+    grid = settings(sampler, own)
+    starts = karras_grid(sampler.steps, grid.sigma_min, grid.sigma_max, grid.rho)
+    return [
+        (Step(index, sampler.steps, starts[index], timestep(level)), level)
+        for index in range(sampler.steps)
+        for level in starts[index : index + ORDERS[sampler.name]]
+    ]
 
-    def __init__(
-        self, model: Diffusion, sampler: Sampler, own: Grid, timestep: Callable[[float], float] = float
-    ) -> None:
-        grid = settings(sampler, own)
+
+class EDMSchedule(Schedule):
+    """One batch's solver; its state is x0 + sigma * noise in the grid's precision.
+
+    Raises:
+        HarnessError: as `evaluations`.
+    """
+
+    def __init__(self, model: Diffusion, sampler: Sampler, own: Grid, timestep: Timestep = float) -> None:
         self.model = model
-        self.dtype = DTYPES[grid.precision]
-        self.starts = karras_grid(sampler.steps, grid.sigma_min, grid.sigma_max, grid.rho)
-        self.arrivals = [*self.starts[1:], 0.0]
-        self.levels: list[float] = []  # of each evaluation; `Step.sigma` is that of its step
-        self.evaluations = []
-        for index, levels in enumerate(zip(self.starts, self.arrivals, strict=True)):
-            for level in levels[: ORDERS[sampler.name]]:
-                if level > 0:
-                    self.levels.append(level)
-                    self.evaluations.append(Step(index, sampler.steps, self.starts[index], timestep(level)))
+        self.dtype = DTYPES[settings(sampler, own).precision]
+        placed = evaluations(sampler, own, timestep)
+        self.evaluations = [step for step, _ in placed]
+        self.levels = [level for _, level in placed]
+        starts = {step.index: step.sigma for step in self.evaluations}
+        self.arrivals = [*list(starts.values())[1:], 0.0]
         self._before: Tensor
         self._slope: Tensor
 
     def start(self, noise: Tensor) -> Tensor:
         """Standard normal noise to the solver's first state."""
-        return noise.to(self.dtype) * self.starts[0]
+        return noise.to(self.dtype) * self.levels[0]
 
     def network_input(self, state: Tensor, i: int) -> Tensor:
         """What the network sees at evaluation `i`: the state itself where alpha is 1."""
@@ -121,6 +134,7 @@ class VarianceExploding(Diffusion):
     """A family in the coordinates x0 + sigma * noise, whose timesteps are the noise levels themselves."""
 
     samplers = tuple(ORDERS)
+    timesteps = False
     grid: ClassVar[Grid]  # where the sampler says nothing else
 
     def alpha_sigma(self, timestep: float) -> tuple[float, float]:
@@ -143,3 +157,25 @@ class VarianceExploding(Diffusion):
         except HarnessError as error:
             return [str(error)]
         return []
+
+
+def discrete_schedule(model: Diffusion, config: dict[str, Any], levels: NoiseLevels, sampler: Sampler) -> Schedule:
+    """The solver of a family with training timesteps, for one batch: with `rho` the EDM sampler, in float32 and over
+    all of the model's noise levels where the sampler says nothing else; without it that of `schedules.py`."""
+    if sampler.rho is None:
+        return DiffusersSchedule(config, sampler)
+    return EDMSchedule(model, sampler, _own(levels), levels.timestep)
+
+
+def check_discrete(config: dict[str, Any], sampler: Sampler) -> None:
+    """Raises the HarnessError that `discrete_schedule` would raise of a model with this scheduler configuration."""
+    if sampler.rho is None:
+        build_scheduler(config, sampler)
+    else:
+        levels = NoiseLevels(build_scheduler(config, Sampler()).alphas_cumprod)
+        evaluations(sampler, _own(levels), levels.timestep)
+
+
+def _own(levels: NoiseLevels) -> Grid:
+    low, high = levels.range
+    return Grid(sigma_min=low, sigma_max=high, precision="float32")

@@ -50,6 +50,11 @@ def no_unconditional(family: str, network: str) -> str:
             f"does not have: add 'networks: {{{network}: {{weights: FOLDER}}}}' to its block")
 
 
+def no_timesteps(what: str, family: str) -> str:
+    """What to say of a method that asks for a timestep of training where there are none."""
+    return f"{what} works at a timestep of the model's training, which family {family!r} does not have"
+
+
 def guided(model: Diffusion, x: Tensor, step: Step, conditioning: Conditioning, guidance: Guidance) -> Guided:
     """The guided prediction at network input `x`, in the network's native space."""
     requests = guidance.requests(step, step.sigma)

@@ -45,6 +45,10 @@ def build_scheduler(config: dict[str, Any], sampler: Sampler) -> Any:
     """
     if sampler.name not in SOLVERS:
         raise HarnessError(f"sampler: unknown name {sampler.name!r}: {nearest(sampler.name, list(SOLVERS))}")
+    idle = [key for key in ("sigma_min", "sigma_max", "precision") if getattr(sampler, key) is not None]
+    if idle:
+        raise HarnessError(f"sampler: {idle[0]} means nothing without rho, which asks for the EDM sampler: add "
+                           f"'rho: 7', or leave {idle[0]} out")
     if sampler.spacing not in SPACINGS:
         raise HarnessError(f"sampler: unknown spacing {sampler.spacing!r}: {nearest(sampler.spacing, list(SPACINGS))}")
     cls, fixed = SOLVERS[sampler.name]
