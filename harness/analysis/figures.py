@@ -229,6 +229,19 @@ def grid(
     return out
 
 
+def write_images(images: Sequence[Image.Image], path: Path, what: str) -> Path:
+    """Writes images below each other as one PNG, whole or not at all (StoreError, which names `what`)."""
+    out = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
+    top = 0
+    for image in images:
+        out.paste(image, (0, top))
+        top += image.height
+    data = io.BytesIO()
+    out.save(data, format="png")
+    write_atomic(path, data.getvalue(), what)
+    return path
+
+
 def must_blur(benchmark: Mapping[str, Any], prompts: str) -> bool:
     """Whether images of a label of prompts are blurred where they are shown: its set is marked NSFW, or nothing is
     known of it. `benchmark` is the content of the run's benchmark.yaml (`Store.read_benchmark`).
