@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from harness import benchmark as benchmarks
-from harness import estimate, fetch_edm2, registry, run
+from harness import estimate, fetch_edm2, registry, resolve, run
 from harness.analysis import published, tables
 from harness.benchmark import Benchmark
 from harness.diffusion.base import Step
 from harness.diffusion.edm import karras_grid
 from harness.diffusion.edm2_network import EDM2Config, EDM2Network
 from harness.display import Display
+from harness.errors import HarnessError
 from harness.guidance.cfg import CFG
 from harness.make_reference import make_reference
 from harness.method import load_method
@@ -156,6 +158,45 @@ def test_the_presets_are_the_published_ones(name: str) -> None:
     for label, spec in found.methods.items():
         (_, parameters), = spec.guidance.items() if isinstance(spec.guidance, dict) else [("none", {"scale": 0})]
         assert label == "no-guidance" or float(label.rpartition("-")[2]) == parameters["scale"]
+
+
+# ---- what such a file may not say ----
+
+
+def survey(**change: Any) -> Resolved:
+    content = {
+        "name": "t", "methods": {"plain": {}, "cfg": {"models": ["b"], "guidance": {"cfg": {"scale": 2}}}},
+        "models": {label: {"family": "stable_diffusion", "weights": f"no-{label}"} for label in "ab"},
+        "prompts": {"one": {"set": "shapes", "category": "counting"}, "two": {"set": "shapes", "category": "colors"}},
+    }
+    return resolve.survey(benchmarks.parse(content | change, "t.yaml"), Path("t.yaml"))
+
+
+def test_a_method_runs_on_its_own_models_alone() -> None:
+    found = survey()
+    assert [(label, found.methods[label].runs_on(model)) for label in ("plain", "cfg") for model in "ab"] == [
+        ("plain", True), ("plain", True), ("cfg", False), ("cfg", True),
+    ]
+    with pytest.raises(HarnessError, match=r"methods\.plain\.models: no model 'c'"):
+        survey(methods={"plain": {"models": ["c"]}})
+
+
+@pytest.mark.parametrize(
+    ("repeats", "said"),
+    [
+        ({"all": {"best": ["one", "tow"]}}, "tables.0.repeats.all: no label 'tow' of prompts: did you mean 'two'"),
+        ({"one": {"best": ["one", "two"]}}, "tables.0.repeats.one: is a label of prompts"),
+        ({"all": {"mean": ["one", "same"]}}, "repeats.all: 'one' and 'same' have prompt 'counting-000' in common"),
+    ],
+)
+def test_repeats_are_separate_selections(repeats: dict[str, Any], said: str) -> None:
+    prompts = {
+        "one": {"set": "shapes", "category": "counting"}, "two": {"set": "shapes", "category": "colors"},
+        "same": {"set": "shapes", "category": "counting", "first": 3},
+    }
+    with pytest.raises(HarnessError, match=re.escape(said)):
+        survey(prompts=prompts, tables=[{"repeats": repeats}])
+    survey(prompts=prompts, tables=[{"repeats": {"all": {"mean": ["one", "two"]}}}])
 
 
 # ---- from YAML to table ----
