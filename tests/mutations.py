@@ -716,6 +716,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('self.half = dtype == "bfloat16"', "self.half = True"),
     ],
     ("prompt_formats.py", "tests/test_prompt_sets.py"): [
+        ("enumerate(range(first, last + 1))", "enumerate(range(first, last))"),
         ('key=lambda entry: entry["id"])', 'key=lambda entry: -entry["id"])'),
         ("for entry in found if every else found[:1]:", "for entry in found:"),
         ('[line.removesuffix("\\r") for line in', "[line for line in"),
@@ -754,8 +755,22 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("max(image.size) / 4", "max(image.size) / 20"),
         ('definition.get("nsfw", True)', 'definition.get("nsfw", False)'),
     ],
+    ("analysis/sweep.py", "tests/analysis/test_sweep.py"): [
+        ("(max if line[0].get", "(min if line[0].get"),
+        ("if key != name} for", "if key not in (name, 'guidance.sigma_lo', 'a.y')} for"),
+        ("if len(line) > 1]", "if line]"),
+        ('or {"sigma": (0.0, None)}', 'or {"sigma": (0.1, None)}'),
+        ("math.inf if value[1] is None", "0.0 if value[1] is None"),
+        ('key=lambda r: r["at"])', 'key=lambda r: -r["at"])'),
+    ],
+    ("analysis/repeats.py", "tests/analysis/test_repeats.py"): [
+        ('(max if parts[0].get("higher_is_better", True) else min)(values)', "min(values)"),
+        ("** 2 for part in parts)) / len(parts)", "** 2 for part in parts) / len(parts))"),
+        ('"n": min(', '"n": max('),
+        ('if record["group"] is None]', "]"),
+    ],
     ("estimate.py", "tests/test_check.py"): [
-        ("methods) / 3600", "methods) / 60"),
+        ("samples / 3600 * sum(", "samples / 60 * sum("),
         ("sum(side(spec) ** 2 for", "sum(side(spec) for"),
         ("everything * len(features) *", "samples * len(features) *"),
         ("(1 + len(features) + len(scores))", "(1 + len(scores))"),

@@ -22,13 +22,14 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from harness import benchmark as benchmarks
-from harness import manifest, run
-from harness.analysis import published
+from harness import manifest, run, sweep_images
+from harness.analysis import published, tables
 from harness.benchmark import Benchmark
 from harness.diffusion.folders import LORA_FILE
 from harness.diffusion.stable_diffusion import StableDiffusion
 from harness.diffusion.sv3d import SV3D
 from harness.display import Display
+from harness.errors import HarnessError
 from harness.make_reference import make_reference
 from harness.shapes.orbit import write_orbits
 from tests.metrics import tiny_home
@@ -36,7 +37,10 @@ from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_x
 
 pytestmark = pytest.mark.xdist_group("suites")  # the weights are written once
 FOLDER = benchmarks.resources("benchmarks")
-RUN_ELSEWHERE = {"shapes"}  # by tests/test_wheel.py
+RUN_ELSEWHERE = {  # by tests/test_wheel.py, tests/test_interval_benchmarks.py and the last test here
+    "shapes", "guidance-interval-table1", "guidance-interval-steps", "edm2-presets", "autoguidance-presets",
+    "guidance-interval-sdxl",
+}
 LONG = {  # others of the same family, methods and metrics are short
     "shapes-noise", "noise-optimisation-figure8-shapes", "noiserefine-table3", "noise-diffusion-complex", "hpdv2-suite",
     "noise-optimisation-table3-shapes",
@@ -220,3 +224,28 @@ def test_a_figure_takes_its_table_s_samples(figure: str, table: str, machine: Pa
     executed(small(FOLDER / f"{figure}.yaml"), machine, table)
     after = {path: path.stat().st_mtime_ns for path in (machine / "results" / table / "images").rglob("*.parquet")}
     assert before == after != {}
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_sweep_runs_from_its_file_to_its_images(whole: bool, machine: Path) -> None:
+    benchmark = small(FOLDER / "guidance-interval-sdxl.yaml")
+    if not whole:
+        chosen = ("cfg-16", "interval-16", "hi-inf", "lo-0")
+        methods = {label: benchmark.methods[label] for label in chosen}
+        benchmark = benchmark.model_copy(update={"name": "few", "methods": methods, "metrics": ["clipscore-b16"]})
+    outcome = executed(benchmark, machine)
+    assert {(r["n"], r["failed"]) for r in outcome.records if r["group"] is None} == {(2, 0)}
+    table = next(csv.DictReader(io.StringIO(outcome.render("csv").split("\n\n")[0])))
+    assert table["NFE:published"] in ("95", "126", "95.0", "126.0")
+    few, every = [5.42, None], [1.753, 4.242, 5.42, 8.389, None]
+    for parameter, values in (
+        ("sigma_hi", every if whole else few), ("sigma_lo", [0, 0.281, 0.998, 2.425, 3.724] if whole else [0, 0.281]),
+    ):
+        points = json.loads(tables.render_sweeps(outcome, parameter, ["clipscore-b16"], "json"))
+        assert [point["at"] for point in points] == values
+        sweep_images.draw(outcome, parameter, machine / f"{parameter}.png")
+        with Image.open(machine / f"{parameter}.png") as image:
+            assert image.height > 128 * len(points)
+            assert image.width > 2 * 128
+    with pytest.raises(HarnessError, match=r"expected a file that ends in \.png"):
+        sweep_images.draw(outcome, "sigma_lo", machine / "a.jpg")
