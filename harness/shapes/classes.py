@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,13 @@ def class_text(label: int) -> str:
     """A class in words: "red circles"."""
     colour, shape = CLASSES[label]
     return f"{colour} {PLURALS[shape]}"
+
+
+def class_truth(label: int) -> dict[str, Any]:
+    """What an image of a class must show, as GenEval's metadata: its coloured shape, at most four of it, no other."""
+    colour, shape = CLASSES[label]
+    none = [{"class": other, "count": 5 if other == shape else 1} for other in SHAPES]
+    return {"tag": shape, "include": [{"class": shape, "count": 1, "color": colour}], "exclude": none}
 
 
 def class_scene(label: int, rng: np.random.Generator) -> Scene:
