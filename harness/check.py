@@ -60,6 +60,10 @@ def _model(found: Resolved, label: str, spec: ModelSpec) -> dict[str, Any]:
         {"label": name, "source": network.source, "missing": found.lacking.get(f"{place}.networks.{name}")}
         for name, network in spec.networks.items()
     ]
+    entry["opens"] = [
+        {"source": key.removeprefix(f"{place}.opens."), "missing": missing}
+        for key, missing in found.lacking.items() if key.startswith(f"{place}.opens.")
+    ]
     if model is None:
         return entry | {"megabytes": None, "trained": None}
     size = sum(path.stat().st_size for path in files_of(model.folder) if path.suffix == ".safetensors")
@@ -114,6 +118,9 @@ def text(report: dict[str, Any]) -> str:
         lines += [
             f"network   {network['label']} of {model['label']}: {network['source']}{_lacks(network)}"
             for network in model["networks"]
+        ]
+        lines += [
+            f"weights   {other['source']}, which {model['label']} opens:{_lacks(other)}" for other in model["opens"]
         ]
     for prompts in report.get("prompts", []):
         count = "unknown" if prompts["prompts"] is None else f"{prompts['prompts']:,}"

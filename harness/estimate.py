@@ -8,6 +8,7 @@ from harness import registry
 from harness.benchmark import ModelSpec
 from harness.diffusion.base import Diffusion
 from harness.diffusion.counting import AnyJudge, Counting
+from harness.diffusion.edm import VarianceExploding
 from harness.metrics.base import DistributionMetric
 from harness.plan import shard_size
 from harness.prompts import Prompt
@@ -33,7 +34,8 @@ def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMe
     config = model.folder / "scheduler" / "scheduler_config.json" if model else None
     schedule = json.loads(config.read_text()) if config is not None and config.is_file() else SD_SCHEDULE
     cls: type[Diffusion] = registry.load("model", spec.family)
-    counting = Counting(schedule, cls.requests, ("main", *spec.networks))
+    grid = cls.grid if issubclass(cls, VarianceExploding) else None
+    counting = Counting(schedule, cls.requests, ("main", *spec.networks), cls.unconditional, grid)
     judge = AnyJudge()
     counted = replace(method.method, judge=judge if method.judge else None)
     nfe = counted.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)]).nfe[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from harness import registry
 from harness.diffusion.base import Conditioning, Counter, Diffusion, Sampler
 from harness.diffusion.inversion import invert
-from harness.diffusion.sampling import sample
+from harness.diffusion.sampling import no_timesteps, sample
 from harness.errors import HarnessError
 from harness.guidance.base import Guidance
 from harness.guidance.cfg import CFG
@@ -102,11 +102,16 @@ class Method:
             raise HarnessError(f"{type(self.stage).__name__} needs a judge: a metric that scores each image")
         if self.judge is not None and getattr(self.stage, "needs_gradient", False) and not self.judge.has_gradient:
             raise HarnessError(no_gradient(self.stage, self.judge))
+        if getattr(self.stage, "needs_timesteps", False) and not model.timesteps:
+            raise HarnessError(no_timesteps(type(self.stage).__name__, model.family))
         counter = Counter(len(prompts))
         before, model.counter = model.counter, counter
         try:
+            generators = [key.generator("noise") for key in keys]
+            noise = normals(generators, model.latent_shape).to(model.device)
+            given = prompts
+            prompts = [model.draw(prompt, generator) for prompt, generator in zip(given, generators, strict=True)]
             conditioning = model.encode(prompts)
-            noise = normals([key.generator("noise") for key in keys], model.latent_shape).to(model.device)
             refined = self.stage(self._context(model, prompts, keys, conditioning, noise))
             _check(self.stage, refined, noise)
             latents = refined.latents
@@ -121,7 +126,10 @@ class Method:
             images=images,
             initial_noise=refined.noise.float().cpu(),
             latents=latents.float().cpu(),
-            records=refined.records or [{} for _ in prompts],
+            records=[
+                record if drawn == prompt else record | {"class_label": drawn.class_label}
+                for record, prompt, drawn in zip(refined.records or [{}] * len(given), given, prompts, strict=True)
+            ],
             nfe=counter.nfe,
             nfe_by_network=[
                 {name: int(counts[row]) for name, counts in counter.by_network.items()} for row in range(len(prompts))
@@ -246,7 +254,7 @@ def method_identity(method: Method, judge_digest: str | None = None) -> dict[str
     return {
         "noise": registry.identity_of("noise", _name("noise", method.stage), method.stage),
         "guidance": registry.identity_of("guidance", _name("guidance", method.guidance), method.guidance),
-        "sampler": asdict(method.sampler),
+        "sampler": method.sampler.identity,
         "judge": judge_digest,
     }
 

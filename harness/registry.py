@@ -34,6 +34,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "model": {
         "stable_diffusion": "harness.diffusion.stable_diffusion:StableDiffusion",
         "stable_diffusion_xl": "harness.diffusion.stable_diffusion_xl:StableDiffusionXL",
+        "edm2": "harness.diffusion.edm2:EDM2",
     },
     "noise": {
         "gaussian": "harness.noise.gaussian:Gaussian",

@@ -14,6 +14,7 @@ from harness import registry, weights
 from harness.analysis import beside, published
 from harness.benchmark import Benchmark, MethodSpec, ModelSpec, named
 from harness.diffusion.base import Diffusion, Sampler
+from harness.diffusion.sampling import no_timesteps, no_unconditional
 from harness.errors import HarnessError, Lacking
 from harness.identity import digest
 from harness.method import Method, load_method, method_identity, no_gradient
@@ -90,8 +91,9 @@ class Resolved:
     prompts: dict[str, PromptSet]
     metrics: dict[str, ResolvedMetric]
     sys_path: tuple[str, ...]
-    # What is not on this machine, by its place in the file (`models.sd`, `models.sd.networks.refiner`, `prompts.x`,
-    # `methods.x` for a judge) and what to do. Empty but for `survey`, whose `models` and `prompts` then lack it too.
+    # What is not on this machine, by its place in the file (`models.sd`, `models.sd.networks.refiner`,
+    # `models.sd.opens.SOURCE`, `prompts.x`, `methods.x` for a judge) and what to do. Empty but for `survey`, whose
+    # `models` and `prompts` then lack it too.
     lacking: dict[str, str] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
@@ -157,6 +159,11 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
     problems += _two_texts(prompts)
+    problems += [
+        f"prompts.{label}: with models.{name}: {text}"
+        for name, model in models.items() for label, chosen in prompts.items()
+        for text in model.cls.prompt_problems(model.folder, chosen.prompts)
+    ]
     metrics = _metrics(benchmark, problems)
     methods = {}
     for label, method in benchmark.methods.items():
@@ -219,7 +226,12 @@ def _model(place: str, spec: ModelSpec, fetch: bool, lacking: dict[str, str]) ->
         return None
     with _at(place):
         content = weights.content_digest(folder)
-    networks, digests, trained = {}, {}, weights.is_trained(folder)
+        sources = cls.further_weights(folder)
+    others = [_found(f"{place}.opens.{source}", source, None, fetch, lacking) for source in sources]
+    opened = [other for other in others if other is not None]
+    if len(opened) < len(others):
+        return None
+    networks, digests, trained = {}, {}, all(weights.is_trained(each) for each in (folder, *opened))
     for name, network in spec.networks.items():
         with _at(f"{place}.networks.{name}"):
             kind = "weights" if network.weights is not None else "lora"
@@ -234,6 +246,8 @@ def _model(place: str, spec: ModelSpec, fetch: bool, lacking: dict[str, str]) ->
         "family": spec.family, "dtype": spec.dtype, "size": spec.size,
         "weights": content, "networks": digests, "version": getattr(cls, "version", 1),
     }
+    if opened:
+        identity["opens"] = [weights.content_digest(other) for other in opened]
     return ResolvedModel(spec, folder, cls, networks, identity, trained)
 
 
@@ -340,6 +354,11 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
                     f"{model.spec.family!r} (models.{label}) does not give"
                 )
                 continue
+            if getattr(part, "needs_timesteps", False) and not model.cls.timesteps:
+                found.append(f"with models.{label}: {no_timesteps(type(part).__name__, model.spec.family)}")
+            unconditional = model.cls.unconditional
+            if "uncond" in getattr(part, "needs", ()) and unconditional not in ("main", *model.networks):
+                found.append(f"with models.{label}: {no_unconditional(model.spec.family, unconditional)}")
             layers = getattr(part, "needs_layers", ())
             if layers:
                 found += [f"with models.{label}: {text}" for text in model.cls.layer_problems(model.folder, layers)]

@@ -158,10 +158,12 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("guidance/none.py", "tests/diffusion/test_inversion.py"): [
         ("Guided(predictions[COND])", "Guided(-predictions[COND])"),
     ],
-    ("diffusion/inversion.py", "tests/diffusion/test_inversion.py"): [
+    ("diffusion/levels.py", "tests/diffusion/test_inversion.py"): [
         ("(end[1] - scale * start[1]) * epsilon", "(end[1] - start[1]) * epsilon"),
         ("scale = end[0] / start[0]", "scale = start[0] / end[0]"),
-        ("from_ratio(schedule.arrivals[index])", "from_ratio(0.0)"),
+    ],
+    ("diffusion/inversion.py", "tests/diffusion/test_inversion.py"): [
+        ("schedule.arrivals[index], step)", "0.0, step)"),
         ("in reversed(range(len(schedule.arrivals)))", "in range(len(schedule.arrivals))"),
         ("return x / scale", "return x"),
         ("for step in reversed(schedule.evaluations)", "for step in schedule.evaluations"),

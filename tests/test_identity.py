@@ -1,10 +1,14 @@
 """Seeds and digests: the vectors that every implementation must reproduce, and what they may depend on."""
 
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.identity import canonical_json, digest, sample_id, seed64
+from harness.method import load_method, method_identity
 from harness.seeding import RowKey, normals, row_key
 
 
@@ -60,3 +64,24 @@ def test_sample_id_tells_its_parts_apart(prompt: str, seed: int) -> None:
     assert whole != sample_id("m", "n", "s", prompt, seed + 1, "identity")
     assert whole != sample_id("m", "n", "s", prompt + "x", seed, "identity")
     assert whole != sample_id("mn", "", "s", prompt, seed, "identity")
+
+
+def test_existing_samples_keep_their_identity() -> None:
+    """results/leaderboard and results/studies hold rows of these: what is new and left out changes none of them."""
+    method = load_method(
+        noise={"inversion_stability": {"candidates": 8}}, guidance={"cfg": {"scale": 5, "sigma": [0.28, 5.42]}},
+        sampler={"name": "euler", "steps": 20},
+    )
+    made = digest(method_identity(method))
+    assert made == "75300cd09ca020eddcca9e6f181a3471ec3dad516891eb07edcc67ee79e62310"
+    assert sample_id("0" * 64, made, "shapes", "3", 1, "identity") == "9771598af7f71342c02bb8dff7f886cc"
+    assert digest(method_identity(load_method())) == "cee14d1124fdf1bc34a882c2c80404d07aefd807917e428ecd72b083f627937c"
+
+
+@pytest.mark.parametrize(
+    "setting", [{"rho": 7}, {"sigma_min": 0.03}, {"sigma_max": 14.6}, {"precision": "float64"}], ids=str
+)
+def test_a_setting_of_the_edm_sampler_makes_other_samples(setting: dict[str, Any]) -> None:
+    plain = {"name": "heun", "steps": 20}
+    one, other = (method_identity(load_method(sampler=sampler)) for sampler in (plain, plain | setting))
+    assert digest(one) != digest(other)

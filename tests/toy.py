@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.schedules import DiffusersSchedule, NoiseLevels, build_scheduler
+from harness.diffusion.edm import discrete_schedule
+from harness.diffusion.levels import NoiseLevels
+from harness.diffusion.schedules import build_scheduler
 from harness.prompts import Prompt
 
 SD_SCHEDULE = {
@@ -57,7 +59,7 @@ class Toy(Diffusion):
         return self.levels.alpha_sigma(timestep)
 
     def schedule(self, sampler: Sampler) -> Schedule:
-        return DiffusersSchedule(self.config, sampler)
+        return discrete_schedule(self, self.config, self.levels, sampler)
 
     def decode(self, latents: Tensor) -> np.ndarray:
         images: np.ndarray = (self.decode_differentiable(latents).numpy() * 255).round().astype(np.uint8)

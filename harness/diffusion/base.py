@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from harness.diffusion.levels import from_ratio, move
 from harness.prompts import Prompt
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A solver and its grid. `name` and `spacing` are checked by the family that samples with it."""
+    """A solver and its grid. `name` and `spacing` are checked by the family that samples with it.
+
+    The others are those of the EDM sampler (`harness.diffusion.edm`); None is the family's own value, and with a
+    Stable Diffusion family the solver of `schedules.py`, which has none of them.
+
+    Attributes:
+        rho: how strongly the noise levels crowd at the clean end; above 0.
+        sigma_min: the lowest noise level sigma/alpha before 0.
+        sigma_max: the highest.
+        precision: of the solver's state.
+    """
 
     name: str = "ddim"
     steps: int = 20
     spacing: str = "trailing"
+    rho: float | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    precision: Literal["float32", "float64"] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for name in ("rho", "sigma_min", "sigma_max"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a number above 0, got {value}")
+        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min must be below sigma_max, got {self.sigma_min} and {self.sigma_max}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a method's digest needs of it: what is left to the family has no part in it."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -159,6 +186,8 @@ class Diffusion(ABC):
     native: str  # "epsilon", "v_prediction" or "sample" (x0): what the network predicts
     networks: tuple[str, ...] = ("main",)
     requests: ClassVar[frozenset[str]] = frozenset({"cond", "uncond"})  # kinds of prediction it can give
+    unconditional: ClassVar[str] = "main"  # the network that gives "uncond" predictions
+    timesteps: ClassVar[bool] = True  # there are timesteps of training; else a timestep is a noise level
     samplers: ClassVar[tuple[str, ...]]
     trained: bool = True  # False marks random weights
     latent_shape: tuple[int, ...]  # of one row, (C, H, W)
@@ -184,8 +213,22 @@ class Diffusion(ABC):
         """
 
     @classmethod
+    def further_weights(cls, folder: Path) -> tuple[str, ...]:
+        """Other weights that the model of `folder` opens, as `load` takes them (an autoencoder by its Hub id).
+
+        Raises:
+            HarnessError: the folder's configuration cannot be read.
+        """
+        return ()
+
+    @classmethod
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:
         """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
+        return []
+
+    @classmethod
+    def prompt_problems(cls, folder: Path, prompts: Sequence[Prompt]) -> list[str]:
+        """What these prompts ask that the model of `folder` cannot do."""
         return []
 
     @classmethod
@@ -197,6 +240,10 @@ class Diffusion(ABC):
     def layer_problems(cls, folder: Path, layers: tuple[str, ...]) -> list[str]:
         """Which of these layers cannot be perturbed, of a family that gives "perturbed" predictions."""
         return []
+
+    def draw(self, prompt: Prompt, generator: torch.Generator) -> Prompt:
+        """The prompt with what the family draws for it, after the noise and from the noise's own generator."""
+        return prompt
 
     @abstractmethod
     def encode(self, prompts: Sequence[Prompt]) -> Conditioning:
@@ -211,7 +258,20 @@ class Diffusion(ABC):
 
     @abstractmethod
     def alpha_sigma(self, timestep: float) -> tuple[float, float]:
-        """sqrt(abar) and sqrt(1 - abar) at a timestep, in double precision."""
+        """sqrt(abar) and sqrt(1 - abar) at a timestep, in double precision; 1 and sigma of an exploding process."""
+
+    def at_ratio(self, ratio: float) -> tuple[float, float]:
+        """alpha and sigma at the noise level sigma/alpha = `ratio` (as `Step.sigma`; 0 is clean)."""
+        return from_ratio(ratio)
+
+    def invert_step(self, x: Tensor, prediction: Tensor, arrival: float, step: Step) -> Tensor:
+        """A solver step undone: from where it arrived, the noise level `arrival`, back to where it started.
+
+        `prediction` is native, made at the step's start with the network looking at `x`; its epsilon is taken to
+        be constant over the step. `[B, C, H, W]` as `x`.
+        """
+        epsilon = self.to_epsilon(prediction, x, step.timestep)
+        return move(x, epsilon, self.at_ratio(arrival), self.alpha_sigma(step.timestep))
 
     def to_epsilon(self, prediction: Tensor, x: Tensor, timestep: float) -> Tensor:
         """A native prediction as the noise it implies, exactly."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.schedules import DiffusersSchedule, NoiseLevels
+from harness.diffusion.edm import EDMSchedule, Grid, discrete_schedule
+from harness.diffusion.levels import NoiseLevels
+from harness.diffusion.schedules import DiffusersSchedule
 from harness.metrics.base import SampleMetric, Scores
 from harness.prompts import Prompt
 
@@ -23,8 +25,13 @@ class Counting(Diffusion):
     samplers = ()
     native = "epsilon"
 
-    def __init__(self, scheduler_config: dict[str, Any], requests: frozenset[str], networks: tuple[str, ...]) -> None:
-        self.scheduler_config = scheduler_config
+    def __init__(
+        self, scheduler_config: dict[str, Any], requests: frozenset[str], networks: tuple[str, ...],
+        unconditional: str = "main", grid: Grid | None = None,
+    ) -> None:
+        """`grid` is that of a variance-exploding family, which has no scheduler's configuration."""
+        self.scheduler_config, self.grid = scheduler_config, grid
+        self.unconditional: ClassVar[str] = unconditional  # type: ignore[misc]
         self.requests: ClassVar[frozenset[str]] = requests  # type: ignore[misc]
         self.networks = networks
         self.latent_shape = (4, 8, 8)
@@ -51,7 +58,11 @@ class Counting(Diffusion):
 
     def alpha_sigma(self, timestep: float) -> tuple[float, float]:
         """As on the schedule's noise levels."""
-        return self._levels.alpha_sigma(timestep)
+        return self._levels.alpha_sigma(timestep) if self.grid is None else (1.0, timestep)
+
+    def at_ratio(self, ratio: float) -> tuple[float, float]:
+        """Likewise."""
+        return super().at_ratio(ratio) if self.grid is None else (1.0, ratio)
 
     @cached_property
     def _levels(self) -> NoiseLevels:
@@ -59,7 +70,9 @@ class Counting(Diffusion):
 
     def schedule(self, sampler: Sampler) -> Schedule:
         """The real solver: how often it calls the network is its own affair."""
-        return DiffusersSchedule(self.scheduler_config, sampler)
+        if self.grid is not None:
+            return EDMSchedule(self, sampler, self.grid)
+        return discrete_schedule(self, self.scheduler_config, self._levels, sampler)
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Black images."""

@@ -10,18 +10,7 @@ from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler
 from harness.diffusion.sampling import guided
-from harness.diffusion.schedules import from_ratio
 from harness.guidance.base import Guidance
-
-
-def move(x: Tensor, epsilon: Tensor, start: tuple[float, float], end: tuple[float, float]) -> Tensor:
-    """A latent carried along the straight path of a constant `epsilon` from one noise level to another.
-
-    `start` and `end` are (alpha, sigma) = (sqrt(abar), sqrt(1 - abar)); this is the DDIM step, in either
-    direction: alpha_end / alpha_start * x + alpha_end * (sigma_end / alpha_end - sigma_start / alpha_start) * epsilon.
-    """
-    scale = end[0] / start[0]
-    return scale * x + (end[1] - scale * start[1]) * epsilon
 
 
 def invert(
@@ -40,8 +29,7 @@ def invert(
     for index in reversed(range(len(schedule.arrivals))):
         step = first_evaluations[index]
         native = guided(model, x, step, conditioning, guidance).prediction
-        epsilon = model.to_epsilon(native, x, step.timestep)
-        x = move(x, epsilon, from_ratio(schedule.arrivals[index]), model.alpha_sigma(step.timestep))
+        x = model.invert_step(x, native, schedule.arrivals[index], step)
     # Euler and Heun start from sigma_max * noise without the signal's share: their x_T is a little smaller.
     scale = schedule.network_input(schedule.start(torch.ones(1)), 0).item()
     return x / scale

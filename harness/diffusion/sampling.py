@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Step
 from harness.errors import HarnessError
-from harness.guidance.base import Guidance, Guided, Request
+from harness.guidance.base import UNCOND, Guidance, Guided, Request
 
 OnStep = Callable[[Step, Tensor], Tensor | None]
 
@@ -20,7 +20,7 @@ def evaluate(
     """The requested predictions in the network's native space, each `[B, C, H, W]` as `x`, and no others.
 
     Conditional and unconditional predictions of one network run as one doubled batch, unconditional rows
-    first, as the pipelines of `diffusers` do it.
+    first, as the pipelines of `diffusers` do it. A family may have a second network for the unconditional ones.
 
     Raises:
         HarnessError: a kind of prediction or a network that the model does not have.
@@ -30,7 +30,10 @@ def evaluate(
         if request.kind not in model.requests or request.network not in model.networks:
             known = ", ".join(sorted(model.requests)) + "; networks: " + ", ".join(model.networks)
             raise HarnessError(f"family {model.family!r} cannot give {request} (it gives {known})")
-        calls.setdefault((request.network, request.layers), []).append(request)
+        network = model.unconditional if request == UNCOND else request.network
+        if network not in model.networks:
+            raise HarnessError(no_unconditional(model.family, network))
+        calls.setdefault((network, request.layers), []).append(request)
     given: dict[Request, Tensor] = {}
     for (network, layers), together in calls.items():
         parts = [conditioning.unconditional if r.kind == "uncond" else conditioning for r in together]
@@ -39,6 +42,17 @@ def evaluate(
         predictions = model.predict(rows, step.timestep, batch, network, layers)
         given.update(zip(together, predictions.chunk(len(parts)), strict=True))
     return given
+
+
+def no_unconditional(family: str, network: str) -> str:
+    """What to say of a model without the network that its family asks for unconditional predictions."""
+    return (f"family {family!r} gives unconditional predictions by a second network, {network!r}, which this model "
+            f"does not have: add 'networks: {{{network}: {{weights: FOLDER}}}}' to its block")
+
+
+def no_timesteps(what: str, family: str) -> str:
+    """What to say of a method that asks for a timestep of training where there are none."""
+    return f"{what} works at a timestep of the model's training, which family {family!r} does not have"
 
 
 def guided(model: Diffusion, x: Tensor, step: Step, conditioning: Conditioning, guidance: Guidance) -> Guided:
@@ -64,7 +78,8 @@ def sample(
     *,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Noise to clean latents, both float32 `[B, C, H, W]`; the state stays float32 whatever the network's dtype.
+    """Noise to clean latents, both float32 `[B, C, H, W]`; the state's precision is the schedule's own and never
+    the network's.
 
     `on_step(step, state)` is called before every evaluation with the solver's state and may return another.
     """
@@ -77,4 +92,4 @@ def sample(
         x = schedule.network_input(state, i)
         answer = guided(model, x, step, conditioning, guidance)
         state = schedule.advance(answer.prediction, state, i, answer.renoise)
-    return state
+    return state.float()

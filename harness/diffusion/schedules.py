@@ -6,7 +6,6 @@ grids or clipping is overridden, and only its betas, offsets and prediction type
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +18,7 @@ from diffusers import (
 from torch import Tensor
 
 from harness.diffusion.base import Sampler, Schedule, Step
+from harness.diffusion.levels import NoiseLevels, from_ratio, ratio_of
 from harness.errors import HarnessError
 from harness.quiet import quiet
 from harness.registry import nearest
@@ -37,41 +37,6 @@ SOLVERS: dict[str, tuple[Any, dict[str, Any]]] = {
 SPACINGS = ("trailing", "leading", "linspace")
 
 
-class NoiseLevels:
-    """alpha = sqrt(abar) and sigma = sqrt(1 - abar) of a training schedule, in double precision.
-
-    Between two training timesteps the ratio sigma/alpha is interpolated linearly, as the Euler and Heun
-    schedulers do.
-    """
-
-    def __init__(self, alphas_cumprod: Tensor) -> None:
-        self.abar: list[float] = alphas_cumprod.double().tolist()
-
-    def ratio(self, timestep: float) -> float:
-        """sigma/alpha: the noise level of the literature (infinite where nothing of the image is left)."""
-        low = math.floor(timestep)
-        ratio = _ratio(self.abar[low])
-        if timestep == low:
-            return ratio
-        return ratio + (timestep - low) * (_ratio(self.abar[low + 1]) - ratio)
-
-    def alpha_sigma(self, timestep: float) -> tuple[float, float]:
-        """sqrt(abar) and sqrt(1 - abar) at a timestep."""
-        if timestep == int(timestep):
-            abar = self.abar[int(timestep)]
-            return math.sqrt(abar), math.sqrt(1 - abar)
-        return from_ratio(self.ratio(timestep))
-
-
-def _ratio(abar: float) -> float:
-    return math.sqrt((1 - abar) / abar) if abar > 0 else math.inf
-
-
-def from_ratio(ratio: float) -> tuple[float, float]:
-    """alpha and sigma of a variance-preserving process at the noise level sigma/alpha = `ratio`."""
-    return 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio) if math.isfinite(ratio) else 1.0
-
-
 def build_scheduler(config: dict[str, Any], sampler: Sampler) -> Any:
     """The `diffusers` scheduler for `sampler` from a model's scheduler configuration, its timesteps set.
 
@@ -80,6 +45,10 @@ def build_scheduler(config: dict[str, Any], sampler: Sampler) -> Any:
     """
     if sampler.name not in SOLVERS:
         raise HarnessError(f"sampler: unknown name {sampler.name!r}: {nearest(sampler.name, list(SOLVERS))}")
+    idle = [key for key in ("sigma_min", "sigma_max", "precision") if getattr(sampler, key) is not None]
+    if idle:
+        raise HarnessError(f"sampler: {idle[0]} means nothing without rho, which asks for the EDM sampler: add "
+                           f"'rho: 7', or leave {idle[0]} out")
     if sampler.spacing not in SPACINGS:
         raise HarnessError(f"sampler: unknown spacing {sampler.spacing!r}: {nearest(sampler.spacing, list(SPACINGS))}")
     cls, fixed = SOLVERS[sampler.name]
@@ -131,7 +100,7 @@ class DiffusersSchedule(Schedule):
             # The library's DDIM lands on t - (1000 // steps), which is not always the next place of its grid.
             previous = int(grid[index]) - self.scheduler.config.num_train_timesteps // len(grid)
             if previous < 0:
-                return _ratio(float(self.scheduler.final_alpha_cumprod))
+                return ratio_of(float(self.scheduler.final_alpha_cumprod))
             return self.levels.ratio(previous)
         return self.levels.ratio(grid[index + 1]) if index + 1 < len(grid) else 0.0
 

@@ -23,7 +23,9 @@ from harness import flops
 from harness import weights as weight_files
 from harness.diffusion import folders
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.schedules import SOLVERS, DiffusersSchedule, NoiseLevels, build_scheduler
+from harness.diffusion.edm import check_discrete, discrete_schedule
+from harness.diffusion.levels import NoiseLevels
+from harness.diffusion.schedules import SOLVERS, build_scheduler
 from harness.diffusion.unets import UNets, self_attention, without_weights
 from harness.errors import HarnessError
 from harness.prompts import Prompt
@@ -136,7 +138,7 @@ class StableDiffusion(Diffusion):
         """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
         found = cls._folder_problems(folder, size)
         try:
-            build_scheduler({**folders.config(folder, "scheduler"), **cls.mended}, sampler)
+            check_discrete({**folders.config(folder, "scheduler"), **cls.mended}, sampler)
         except HarnessError as error:
             found.append(str(error))
         except (OSError, ValueError):
@@ -229,7 +231,7 @@ class StableDiffusion(Diffusion):
 
     def schedule(self, sampler: Sampler) -> Schedule:
         """A fresh solver for one batch."""
-        return DiffusersSchedule(self.scheduler_config, sampler)
+        return discrete_schedule(self, self.scheduler_config, self.levels, sampler)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:

@@ -40,7 +40,7 @@ class Guided:
 class Guidance(Protocol):
     """A frozen dataclass with these two methods. What is not requested is not computed.
 
-    Optional: attributes `version` (int), `needs` (kinds of prediction beyond "cond" and "uncond"),
+    Optional: attributes `version` (int), `needs` (kinds of prediction that it asks for, "cond" apart),
     `needs_networks` (names of further networks) and `needs_layers` (names of layers to perturb), so that a model
     without them is refused when the benchmark is read; and `problems(sampler)`, a list of what makes no sense
     with that sampler.

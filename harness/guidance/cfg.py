@@ -23,6 +23,11 @@ class CFG(Interval):
 
     version = 1
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The unconditional prediction, but for scale 1."""
+        return frozenset() if self.scale == 1 else frozenset({"uncond"})
+
     def __post_init__(self) -> None:
         super().__post_init__()
         must_be_finite("scale", self.scale)

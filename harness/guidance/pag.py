@@ -36,7 +36,11 @@ class PAG(Interval):
     layers: tuple[str, ...] = ("mid",)
 
     version = 1
-    needs = frozenset({"perturbed"})
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the formula asks for."""
+        return frozenset({"perturbed"} if self.cfg_scale == 1 else {"perturbed", "uncond"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

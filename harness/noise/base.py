@@ -112,7 +112,8 @@ class NoiseStage(Protocol):
 
     Optional attributes, of the class or of the instance: `version` (int), `needs_judge` (bool), `needs_gradient`
     (bool: the judge must be differentiable), `needs` (kinds of prediction that it asks of the model) and
-    `needs_networks` (names of the model's further networks), so that a family, a model block or a judge without
+    `needs_networks` (names of the model's further networks), `needs_timesteps` (bool: it asks at a timestep of the
+    model's training), so that a family, a model block or a judge without
     them is refused when the benchmark is read, and `published_seeding` (bool: `seeding: published` means
     something to it).
     """

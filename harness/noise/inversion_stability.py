@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from harness.guidance.cfg import CFG
 from harness.noise.base import NoiseContext, Refined
 from harness.noise.choice import Best, positive, try_all
 from harness.noise.cosine import cosine
@@ -36,6 +37,11 @@ class InversionStability:
     together: int = field(default=1, metadata=HOW)
 
     version = 1
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the inversion's guidance asks for."""
+        return CFG(self.inversion_scale).needs
 
     def __post_init__(self) -> None:
         positive(candidates=self.candidates, together=self.together)

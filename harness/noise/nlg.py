@@ -83,6 +83,11 @@ class NLG:
         return frozenset(request.network for request in self.pair if request.kind == "network")
 
     @property
+    def needs_timesteps(self) -> bool:
+        """The published variant reads a timestep of training, t = 0."""
+        return self.variant == "published"
+
+    @property
     def published_seeding(self) -> bool:
         """`seeding: published` means something to the published variant."""
         return self.variant == "published"
@@ -106,7 +111,8 @@ class NLG:
         norms = []
         n = ctx.noise
         for _ in range(self.steps):
-            direction = self._direction(ctx, schedule.network_input(schedule.start(n), 0), first)
+            # A solver's state may be of double precision, noise is not.
+            direction = self._direction(ctx, schedule.network_input(schedule.start(n), 0), first).to(n.dtype)
             norm = direction.flatten(1).norm(dim=1)
             norms.append(norm)
             if self.clip_threshold is not None:

@@ -30,7 +30,8 @@ class NoiseDiffusion:
 
     The authors take g with respect to n by repeating the sampling with the predictions held fixed. Where these are
     of epsilon or v, the clean latent is then a positive number times n plus a constant, so g here is the gradient
-    with respect to the clean latent: a positive factor changes no choice.
+    with respect to the clean latent: a positive factor changes no choice. For a network that predicts x0, hold the
+    epsilon that it implies.
 
     Attributes:
         rounds: M; 0 samples the row's own noise.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.guidance.cfg import CFG
 from harness.noise.base import NoiseContext, Refined
 from harness.noise.choice import numbers
 from harness.noise.cosine import cosine
@@ -40,6 +41,11 @@ class NoiseOptimisation:
     inversion_scale: float = 1.0
 
     version = 1
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the inversion's guidance asks for."""
+        return CFG(self.inversion_scale).needs
 
     def __post_init__(self) -> None:
         if self.steps < 0:

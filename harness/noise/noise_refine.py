@@ -30,6 +30,7 @@ class NoiseRefine:
 
     version = 1
     needs = frozenset({"network"})
+    needs_timesteps = True
 
     @property
     def needs_networks(self) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ import yaml
 from torch import Tensor, nn
 
 from harness.diffusion.base import Diffusion, Sampler
+from harness.diffusion.levels import from_ratio
 from harness.diffusion.sampling import sample
-from harness.diffusion.schedules import from_ratio
 from harness.display import Display
 from harness.errors import HarnessError
 from harness.files import write_atomic

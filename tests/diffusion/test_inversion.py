@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from harness.diffusion.base import Counter, Sampler
-from harness.diffusion.inversion import invert, move
+from harness.diffusion.inversion import invert
+from harness.diffusion.levels import move
 from harness.diffusion.sampling import sample
 from harness.guidance.cfg import CFG
 from harness.guidance.none import NoGuidance
