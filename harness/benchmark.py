@@ -155,6 +155,7 @@ class MethodSpec(Strict):
     guidance: Any = None  # likewise; None is no guidance
     sampler: dict[str, Any] = {}
     judge: str | None = None
+    models: Annotated[list[str], Field(min_length=1)] | None = None  # the models it runs on; None: all
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] | None = None
 
 
@@ -169,6 +170,8 @@ class TableSpec(Strict):
     show: Literal["value", "win_rate"] = "value"
     match: Literal["nfe", "flops"] | None = None  # compares each method with what the same cost buys otherwise
     baselines: list[str] | None = None  # for `match`; without: all methods of plain noise, best of N, zero-order search
+    # Several selections of prompts as one, by the label that it gets: {imagenet: {best: [seeds-0, seeds-1, seeds-2]}}.
+    repeats: dict[str, dict[Literal["best", "mean"], Annotated[list[str], Field(min_length=2)]]] = {}
 
     @model_validator(mode="after")
     def _wins_against_something(self) -> "TableSpec":
@@ -180,6 +183,20 @@ class TableSpec(Strict):
     def _baselines_are_used(self) -> "TableSpec":
         if self.baselines is not None and self.match is None:
             raise ValueError("'baselines' belongs to 'match: nfe' or 'match: flops'; 'baseline' alone needs no match")
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_stand_alone(self) -> "TableSpec":
+        for name, how in self.repeats.items():
+            if len(how) != 1:
+                raise ValueError(f"repeats.{_label(name)}: give 'best' or 'mean', one of the two")
+            (labels,) = how.values()
+            if len(set(labels)) < len(labels):
+                raise ValueError(f"repeats.{name}: a label of prompts stands there twice")
+        for key in ("baseline", "groups", "match") if self.repeats else ():
+            if getattr(self, key):
+                raise ValueError(f"'repeats' shows values, and {key!r} compares or divides them: give it a table of "
+                                 f"its own")
         return self
 
 
@@ -403,7 +420,7 @@ def _expand(methods: dict[str, MethodSpec], source: str) -> dict[str, MethodSpec
                 name = _label(label.format(**variant) if spec.grid else label)
                 filled = MethodSpec(
                     noise=_fill(spec.noise, variant), guidance=_fill(spec.guidance, variant),
-                    sampler=_fill(spec.sampler, variant), judge=spec.judge,
+                    sampler=_fill(spec.sampler, variant), judge=spec.judge, models=spec.models,
                 )
             except (KeyError, IndexError, ValueError) as error:
                 raise HarnessError(f"{source}: methods.{label}: {_grid_fault(error)}") from error

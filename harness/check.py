@@ -38,7 +38,7 @@ def check(name: str | None, throughput: float | None = None) -> dict[str, Any]:
         "metrics": [_metric(label, metric.missing) for label, metric in found.metrics.items()],
         "methods": [
             {"model": label, "method": key} | estimate.evaluations(found.models.get(label), spec, method)
-            for label, spec in models.items() for key, method in found.methods.items()
+            for label, spec in models.items() for key, method in found.methods.items() if method.runs_on(label)
         ],
     }
     counts = {entry["label"]: entry["prompts"] for entry in report["prompts"]}

@@ -151,21 +151,29 @@ def table(
     groups: Annotated[bool, typer.Option(help="A table of the categories as well.")] = False,
     rows: Annotated[Path | None, typer.Option(help="Keep every score beside its sample in this .parquet.")] = None,
     pareto: Annotated[Cost | None, typer.Option(help="Instead: which methods nobody beats at their price.")] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="--pareto: only this metric (repeatable).")] = None,
-    figure: Annotated[Path | None, typer.Option(help="--pareto: draw it into this .png as well.")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="PARAMETER", help="Instead: each metric over scale, sigma_hi, steps, ...")
+    ] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="--pareto, --sweep: only this metric (repeatable).")] = None,
+    figure: Annotated[Path | None, typer.Option(help="--pareto, --sweep: draw it into this .png as well.")] = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Print the tables of a run.
 
     harness table shapes --pareto nfe --figure front.png
+
+    harness table shapes --sweep scale --figure scales.png
     """
     from harness import run as runner
     from harness.analysis import findings, tables
 
-    if pareto is None and (metric or figure):
-        raise HarnessError("--metric and --figure belong to --pareto: add --pareto nfe, flops or seconds")
-    if pareto is not None and groups:
-        raise HarnessError("--groups has no part in --pareto, which is over all categories: leave one of them out")
+    if pareto is None and sweep is None and (metric or figure):
+        raise HarnessError("--metric and --figure belong to --pareto (nfe, flops or seconds) and --sweep: add one")
+    for option, given in (("--pareto", pareto), ("--sweep", sweep)):
+        if given is not None and groups:
+            raise HarnessError(f"--groups has no part in {option}, which is over all categories: leave one out")
+    if pareto is not None:
+        _apart("--pareto", {"--sweep": sweep})
     outcome = runner.table(run_name, results=results)
     if rows is not None:
         findings.export(outcome, rows)
@@ -176,6 +184,13 @@ def table(
             tables.show_tables(tables.fronts(outcome, pareto.value, metric or ()))
         else:
             typer.echo(tables.render_fronts(outcome, pareto.value, metric or (), form.value))
+    elif sweep is not None:
+        if figure is not None:
+            tables.draw_sweeps(outcome, sweep, metric or (), figure)
+        if form is None:
+            tables.show_tables(tables.sweeps(outcome, sweep, metric or ()))
+        else:
+            typer.echo(tables.render_sweeps(outcome, sweep, metric or (), form.value))
     elif form is None:
         outcome.print_tables(ci, groups)
     else:

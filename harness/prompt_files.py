@@ -45,8 +45,14 @@ def read_file(path: Path, form: str, columns: dict[str, str], allow_empty: bool 
         HarnessError: the file, its row and column, and what is wrong there.
     """
     rows = read_rows(path, form)
-    roles = columns or _guess(path, list(rows[0][1]))
-    prompts = [_prompt(path, row, roles, allow_empty) for row in rows]
+    if form == "seeds":  # made by rule: there is no text, and nothing that could be wrong in a row
+        if columns:
+            raise HarnessError(f"{path}: 'columns' has no meaning for ranges of seeds: leave it out")
+        roles = {"id": "seed"}
+        prompts = [Prompt(str(row["seed"]), "", row["category"], columns={"seed": row["seed"]}) for _, row in rows]
+    else:
+        roles = columns or _guess(path, list(rows[0][1]))
+        prompts = [_prompt(path, row, roles, allow_empty) for row in rows]
     seen: dict[str, str] = {}
     for (place, _), prompt in zip(rows, prompts, strict=True):
         if prompt.id in seen:
@@ -107,7 +113,7 @@ def _prompt(path: Path, placed: Row, roles: dict[str, str], allow_empty: bool) -
         raise wrong("id", f"a whole number or a text of 1 to {LONGEST_ID} characters without control characters")
     if "id" in roles and ("/" in key or "\\" in key or key in (".", "..")):
         raise wrong("id", "a name and not a path (without '/' and '\\')")
-    if not is_inside(key):  # of a category's name in a JSON file
+    if "id" not in roles and not is_inside(key):  # of a category's name in a JSON file
         raise wrong("id", "a category that is no path")
 
     category = value("category")

@@ -22,12 +22,12 @@ from harness.json_text import json_value
 Row = tuple[str, dict[str, Any]]  # its place, its columns
 
 LARGEST = 128 * 2**20  # bytes of text; the largest known one, COCO's captions, has some 30 MiB
-MOST = 2_000_000  # rows of a Parquet file, whose few bytes can stand for very many
+MOST = 2_000_000  # rows of a Parquet file or of ranges, whose few bytes can stand for very many
 BATCH = 1024  # rows of a Parquet file that are unpacked at a time
 LONGEST = 100_000  # characters of one prompt; far above any real one, far below what stalls a tokenizer
 SUFFIXES = {
     ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".txt": "txt",
-    ".parquet": "parquet",
+    ".parquet": "parquet", ".seeds": "seeds",
 }
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -157,6 +157,24 @@ def _id_text(path: Path) -> list[Row]:
         if not comma:
             raise HarnessError(f"{path}: row {number} (line {number + 2}): expected 'id,text', got {line[:80]!r}")
         rows.append((str(number), {"id": key, "prompt": text}))
+    return rows
+
+
+def _seeds(path: Path) -> list[Row]:
+    """A range of whole numbers a line (`0-49999`): for each number a prompt without text, of which the number is the id
+    and the column `seed`, and the line the category."""
+    rows: list[Row] = []
+    for line, text in enumerate(_lines(path), start=1):
+        ends = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})", text)
+        first, last = (int(end) for end in ends.groups()) if ends else (1, 0)
+        if first > last:
+            raise HarnessError(f"{path}: line {line}: expected a range of numbers like 0-49999, got {text[:60]!r}")
+        if len(rows) + last - first >= MOST:
+            raise HarnessError(f"{path}: line {line}: more than {MOST:,} prompts; give smaller ranges")
+        rows += [
+            (str(len(rows) + place), {"category": text, "seed": number})
+            for place, number in enumerate(range(first, last + 1))
+        ]
     return rows
 
 
@@ -326,6 +344,6 @@ def _frames(path: Path) -> list[Path]:
 
 READERS: dict[str, Callable[[Path], list[Row]]] = {
     "csv": _csv, "tsv": _tsv, "jsonl": _jsonl, "json": _json, "txt": _txt, "parquet": _parquet, "id-text": _id_text,
-    "coco": _coco, "coco-all": _coco_all, "folder": _folder, "orbits": _orbits,
+    "coco": _coco, "coco-all": _coco_all, "folder": _folder, "orbits": _orbits, "seeds": _seeds,
 }
 FOLDERS = ("folder", "orbits")  # formats of folders, the others are of files

@@ -49,6 +49,10 @@ class ResolvedMethod:
     judge: str | None  # the label of its metric
     identity: dict[str, Any]
 
+    def runs_on(self, model: str) -> bool:
+        """Whether the benchmark runs it on the model of this label."""
+        return self.spec.models is None or model in self.spec.models
+
     @property
     def candidates(self) -> int | None:
         """How many noises it samples, where it does nothing else to its noise; None for any other method."""
@@ -97,7 +101,7 @@ class Resolved:
     lacking: dict[str, str] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
-        """Every (model, method, prompt set); a model's cells follow each other, so that it loads once."""
+        """Every (model, method, prompt set) that is to run; a model's cells follow each other, so that it loads once."""
         return [
             Cell(
                 model, method, label, digest(resolved.identity), digest(self.methods[method].identity), prompts,
@@ -105,7 +109,7 @@ class Resolved:
             )
             for model, resolved in self.models.items()
             for label, prompts in self.prompts.items()
-            for method in self.methods
+            for method in self.methods if self.methods[method].runs_on(model)
         ]
 
     def definitions(self) -> dict[str, dict[str, Any]]:
@@ -167,6 +171,10 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
     metrics = _metrics(benchmark, problems)
     methods = {}
     for label, method in benchmark.methods.items():
+        problems += [
+            f"methods.{label}.models: no model {name!r}: {registry.nearest(name, list(benchmark.models))}"
+            for name in method.models or () if name not in benchmark.models
+        ]
         try:
             methods[label] = _method(benchmark, method, metrics)
             judge = methods[label].judge
@@ -180,7 +188,7 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
             metrics[label] = _compared(metrics[label], benchmark, methods, prompts)
         except HarnessError as error:
             problems.append(f"metrics.{metrics[label].name}: {error}")
-    problems += _bad_published(benchmark) or _bad_tables(benchmark, metrics)
+    problems += _bad_published(benchmark) or _bad_tables(benchmark, metrics, prompts)
     if benchmark.seeding == "published" and methods:
         stages = [method.method.stage for method in methods.values()]
         if not any(getattr(stage, "published_seeding", False) for stage in stages):
@@ -342,6 +350,8 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
     found = []
     sampler: Sampler = method.method.sampler
     for label, model in models.items():
+        if not method.runs_on(label):
+            continue
         wrong = model.cls.problems(model.folder, model.spec.size, sampler)
         if wrong:
             found += [f"with models.{label}: {text}" for text in wrong]
@@ -373,7 +383,8 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
 
 def _bad_published(benchmark: Benchmark) -> list[str]:
     labels = {
-        "model": list(benchmark.models), "method": list(benchmark.methods), "prompts": list(benchmark.prompts),
+        "model": list(benchmark.models), "method": list(benchmark.methods),
+        "prompts": [*benchmark.prompts, *(name for table in benchmark.tables for name in table.repeats)],
     }
     found = []
     for i, name in enumerate(benchmark.published):
@@ -387,7 +398,9 @@ def _bad_published(benchmark: Benchmark) -> list[str]:
     return found
 
 
-def _bad_tables(benchmark: Benchmark, metrics: dict[str, ResolvedMetric]) -> list[str]:
+def _bad_tables(
+    benchmark: Benchmark, metrics: dict[str, ResolvedMetric], prompts: dict[str, PromptSet]
+) -> list[str]:
     found = []
     theirs = [metric for name in benchmark.published for metric in dict.fromkeys(published.rows(name)["metric"])]
     columns = list(dict.fromkeys([*metrics, *theirs]))
@@ -408,4 +421,24 @@ def _bad_tables(benchmark: Benchmark, metrics: dict[str, ResolvedMetric]) -> lis
         for column in [] if table.columns == "metrics" else table.columns:
             if column not in columns:
                 found.append(f"tables.{i}.columns: no metric {column!r}: {registry.nearest(column, columns)}")
+        for name, how in table.repeats.items():
+            labels = [label for given in how.values() for label in given]
+            found += [f"tables.{i}.repeats.{name}: {text}" for text in _bad_repeats(benchmark, prompts, name, labels)]
     return found
+
+
+def _bad_repeats(
+    benchmark: Benchmark, prompts: dict[str, PromptSet], name: str, labels: Sequence[str]
+) -> list[str]:
+    if name in benchmark.prompts:
+        return ["is a label of prompts: call what is put together by another name"]
+    seen: dict[tuple[str, str], str] = {}
+    for label in labels:
+        if label not in benchmark.prompts:
+            return [f"no label {label!r} of prompts: {registry.nearest(label, list(benchmark.prompts))}"]
+        chosen = [(prompts[label].id, prompt.id) for prompt in prompts[label].prompts] if label in prompts else []
+        twice = next((key for key in chosen if key in seen), None)
+        if twice is not None:
+            return [f"{seen[twice]!r} and {label!r} have prompt {twice[1]!r} in common: no separate evaluations"]
+        seen |= dict.fromkeys(chosen, label)
+    return []

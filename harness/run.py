@@ -20,7 +20,7 @@ import harness
 from harness import benchmark as benchmarks
 from harness import own_method, registry
 from harness import prompts as prompt_sets
-from harness.analysis import published, tables
+from harness.analysis import published, sweep, tables
 from harness.benchmark import Benchmark, TableSpec, named
 from harness.display import Display
 from harness.distribution import distribution_values
@@ -55,6 +55,7 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
     published: pd.DataFrame | None = None  # rows of harness.analysis.published
     candidates: dict[str, int] = field(default_factory=dict)  # by method that only samples: how many noises
+    parameters: dict[str, dict[str, Any]] = field(default_factory=dict)  # by method: harness.analysis.sweep.settings
     root: Path = Path()  # the run folder
     resolved: Resolved | None = None  # what was asked for; the run folder may hold more
     paired: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # what harness.analysis.tables has computed
@@ -448,9 +449,11 @@ def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list
     judges = {label: method.judge for label, method in resolved.methods.items() if method.judge}
     theirs = [published.rows(name) for name in dict.fromkeys(resolved.benchmark.published)]
     candidates = {label: m.candidates for label, m in resolved.methods.items() if m.candidates is not None}
+    parameters = {label: sweep.settings(method.identity) for label, method in resolved.methods.items()}
     return Outcome(
         records, resolved.benchmark.tables, rows, kept, infos, judges, failures,
-        pd.concat(theirs, ignore_index=True) if theirs else None, candidates, store.root, resolved=resolved,
+        pd.concat(theirs, ignore_index=True) if theirs else None, candidates, parameters, store.root,
+        resolved=resolved,
     )
 
 

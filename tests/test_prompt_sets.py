@@ -5,6 +5,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from harness import manifest as manifests
@@ -27,6 +28,7 @@ from harness.benchmark import PromptSpec
 from harness.errors import HarnessError
 from harness.manifest import Manifest
 from harness.prompt_files import LONGEST_ID, Prompt, read_file
+from harness.seeding import row_key
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 SETS = sorted(manifests.known())
@@ -50,6 +52,7 @@ SHEET = {
     "noise-diffusion-simple": (276, 3, "objects/65", 276), "noise-diffusion-complex": (100, 0, "99", None),
     "partiprompts": (1632, 12, "1631", 1632), "pick-a-pic": (500, 0, "499", 500),
     "pick-a-pic-v2": (487, 0, "486", 487), "t2i-compbench": (2400, 8, "3d_spatial/299", None),
+    "imagenet-seeds": (150_000, 3, "149999", 1),
     "shapes": (240, 6, "color-attr-039", 240), "shapes-seen": (240, 6, "color-attr-039", 240),
 }
 
@@ -145,7 +148,8 @@ def test_a_set_loads_with_the_counts_of_the_sheet(name: str) -> None:
     assert loaded[-1].id == last
     if distinct is not None:
         assert len({prompt.text for prompt in loaded}) == distinct
-    assert [prompt.id for prompt in loaded if not prompt.text.strip()] == (["87"] if name == "pick-a-pic" else [])
+    empty = [prompt.id for prompt in loaded if not prompt.text.strip()]
+    assert empty == (["87"] if name == "pick-a-pic" else []) or name == "imagenet-seeds"
 
 
 def by_other_means() -> dict[str, Callable[[Path], list[str]]]:
@@ -351,6 +355,10 @@ SMALL: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[tuple[str, s
         )
         for name, file in (("coco-val2014", "captions_val2014.json"), ("coco-2017-val", "captions_val2017.json"))
     },
+    "imagenet-seeds": (
+        {"imagenet-seeds.seeds": "7-8\n100-100\n"}, {"rows": 3, "categories": {"7-8": 2, "100-100": 1}},
+        [("7", "", "7-8"), ("8", "", "7-8"), ("100", "", "100-100")],
+    ),
     "omniobject3d": (
         {f"blender_renders/toy_car/{key}/render/images/r_{frame}.png": b"x"
          for key in ("toy_car_001", "2") for frame in (2, 10)},
@@ -396,6 +404,53 @@ def test_a_small_file_of_the_same_format(name: str, small: Callable[[str], Path]
 
 def test_a_class_is_the_number_of_its_line(small: Callable[[str], Path]) -> None:
     assert [prompt.class_label for prompt in load("imagenet", small("imagenet"))] == [0, 1, 2]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_choice_of_seeds_in_any_order_has_the_same_prompts(tmp_path: Path, data: st.DataObject) -> None:
+    ends = sorted(data.draw(st.sets(st.integers(0, 60), min_size=2, max_size=8)))
+    ranges = data.draw(st.permutations([(a, b - 1) for a, b in itertools.pairwise(ends)]))
+    path = tmp_path / "any.seeds"
+    path.write_text("".join(f"{a}-{b}\n" for a, b in ranges))
+    everything = load("any", path)
+    assert [prompt.id for prompt in everything] == [str(k) for a, b in ranges for k in range(a, b + 1)]
+    for prompt in everything:
+        a, b = map(int, str(prompt.category).split("-"))
+        assert a <= int(prompt.id) <= b
+        assert prompt == Prompt(prompt.id, "", f"{a}-{b}", columns={"seed": int(prompt.id)})
+        assert row_key("column:seed", "any", prompt.id, 0, prompt.columns).literal == int(prompt.id)
+    n = data.draw(st.integers(1, len(everything)))
+    assert load("any", path, first=n) == everything[:n]
+    drawn = load("any", path, sample=n)
+    assert len(drawn) == n
+    assert drawn == [prompt for prompt in everything if prompt in drawn]
+    one = f"{ranges[0][0]}-{ranges[0][1]}"
+    assert load("any", path, category=one) == [prompt for prompt in everything if prompt.category == one]
+    path.write_text("".join(f"{a}-{b}\n" for a, b in reversed(ranges)))
+    assert {p.id: p for p in load("any", path)} == {p.id: p for p in everything}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0-9\n10-20\n20-30\n", "rows 20 and 21 have the same id '20' (column seed)"),
+        ("0-9\n9-3\n", "line 2: expected a range of numbers like 0-49999, got '9-3'"),
+        ("a-b\n", "got 'a-b'"), ("-3-5\n", "got '-3-5'"), ("0-9\n\n3-4\n", "line 2: expected"),
+        ("0-1\n5-99999999999\n", "line 2: more than 2,000,000 prompts"), ("", "holds no prompts"),
+    ],
+)
+def test_wrong_ranges_of_seeds_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "my.seeds"
+    path.write_text(text)
+    with pytest.raises(HarnessError, match=re.escape(said)):
+        load("my", path)
+
+
+def test_columns_mean_nothing_for_seeds(tmp_path: Path) -> None:
+    (tmp_path / "my.seeds").write_text("0-1\n")
+    with pytest.raises(HarnessError, match="'columns' has no meaning for ranges of seeds"):
+        load("my", tmp_path / "my.seeds", columns={"text": "seed"})
 
 
 def test_every_set_has_a_small_file() -> None:
@@ -649,7 +704,7 @@ def only_harness_errors(path: Path, data: bytes, form: str) -> None:
     path.write_bytes(data)
     with contextlib.suppress(HarnessError):
         for prompt in read_file(path, form, {}):
-            assert prompt.text.strip()
+            assert prompt.text.strip() or form == "seeds"
             assert "\0" not in prompt.id
             prompt.text.encode()
 

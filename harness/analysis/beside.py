@@ -88,7 +88,7 @@ class Numbers:
 
 def numbers(
     published: pd.DataFrame | None, quantity: str, ours: Sequence[Record],
-    baseline: str | Mapping[str, str] | None = None,
+    baseline: str | Mapping[str, str] | None = None, other_models: bool = False,
 ) -> Numbers:
     """The published numbers of one `quantity` (value, win_rate or difference) for the models and prompt sets of `ours`.
 
@@ -99,6 +99,7 @@ def numbers(
         ours: the records that the table is made of.
         baseline: what the table compares with, or, by method, each with its own. A win rate or difference that is
             said to be against another is left out; one that does not say is not.
+        other_models: whether those of models that `ours` does not have are among them.
 
     Where two tables print the same number, the first one's is taken and a note says what the other prints. Tables
     that print a metric in different units are brought to the unit of the first. The label `any` is every one of ours.
@@ -109,7 +110,8 @@ def numbers(
     labels = _labels(ours)
     for row in published[published["quantity"] == quantity].to_dict("records"):
         models, methods, prompts = (labels[key] if row[key] == "any" else [row[key]] for key in CELL)
-        if not set(models) <= set(labels["model"]) or not set(prompts) <= set(labels["prompts"]):
+        ours_too = other_models or set(models) <= set(labels["model"])
+        if not ours_too or not set(prompts) <= set(labels["prompts"]):
             chosen.leave_out(row["table"], "of other models or prompt sets")
             continue
         compared = baseline if baseline is None or isinstance(baseline, str) else baseline.get(row["method"])

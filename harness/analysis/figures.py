@@ -1,8 +1,9 @@
-"""Figures: quality against cost with intervals, and grids of images."""
+"""Figures: quality against cost or a parameter, with intervals, and grids of images."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -17,10 +18,13 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from harness.analysis.layout import COST_TEXTS
 from harness.analysis.pareto import points
 from harness.analysis.records import Record
+from harness.analysis.sweep import value_text
 from harness.files import write_atomic
 
 MARKERS = "osD^v<>Pp*hX"
 FRONT = "Pareto front"
+BEST, PUBLISHED = "best of its line", "published"
+MOST_TICKS = 10  # values of a parameter that have a tick each
 XLABELS = {
     "nfe": "denoiser evaluations an image (NFE)", "flops": "floating-point operations an image",
     "seconds": "seconds an image",
@@ -56,11 +60,20 @@ def quality_against_cost(
             if len(places) > 1:
                 axis.set_title(" · ".join(place), fontsize=9)
     if shown:
-        handles = {h: x for axis in axes.flat for x, h in zip(*axis.get_legend_handles_labels(), strict=True)}
-        names = [name for name in [*methods, FRONT] if name in handles]
-        figure.legend([handles[n] for n in names], names, loc="outside right upper", fontsize=8, frameon=False)
+        _legend(figure, [*methods, FRONT])
     if title:
         figure.suptitle(title, fontsize=10)
+    return _written(figure, path)
+
+
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    """One for all panels: those of `names` that one of them has, in this order."""
+    handles = {h: x for axis in figure.axes for x, h in zip(*axis.get_legend_handles_labels(), strict=True)}
+    here = [name for name in names if name in handles]
+    figure.legend([handles[n] for n in here], here, loc="outside right upper", fontsize=8, frameon=False)
+
+
+def _written(figure: Figure, path: Path) -> Path:
     data = io.BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
     write_atomic(path, data.getvalue(), "--figure")
@@ -75,16 +88,80 @@ def _panel(axis: Axes, mine: Sequence[Record], styles: Mapping[str, tuple[str, s
     axis.plot([x for x, _ in front], [y for _, y in front], color="0.6", lw=1, zorder=0, label=FRONT)
     for record, x in zip(mine, spread, strict=True):
         colour, marker = styles[record["method"]]
-        low = record["value"] if record["low"] is None else record["low"]
-        high = record["value"] if record["high"] is None else record["high"]
-        error = [[max(record["value"] - low, 0)], [max(high - record["value"], 0)]]
-        axis.errorbar([x], [record["value"]], error, color=colour, marker=marker, ms=5, capsize=2, lw=1,
+        low, high = _ends(record)
+        axis.errorbar([x], [record["value"]], [[low], [high]], color=colour, marker=marker, ms=5, capsize=2, lw=1,
                       label=record["method"], ls="none")
     axis.set_xscale("log")
     ticks = _ticks([r[cost] for r in mine])
     axis.set_xticks(ticks, [COST_TEXTS[cost](tick) for tick in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.25)
+
+
+def quality_against_parameter(found: Sequence[Record], path: Path) -> Path:
+    """Writes a PNG with a panel for each metric: `sweep.points` over their parameter, joined line by line.
+
+    A ring marks the best of each line, a cross what was published there (`published`, in our unit). Values without a
+    95 % interval have no bar. Each model and prompt set has a row of panels. The file is written whole or not at all
+    (StoreError).
+    """
+    metrics = list(dict.fromkeys(r["metric"] for r in found))
+    places = list(dict.fromkeys((r["model"], r["prompts"]) for r in found))
+    names = list(dict.fromkeys(r["line"] for r in found))
+    figure = Figure(figsize=(2.6 + 4.2 * len(metrics), 0.4 + 3.8 * len(places)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    styles = dict(zip(names, zip(cycle(f"C{i}" for i in range(10)), cycle(MARKERS)), strict=False))
+    axes = figure.subplots(len(places), len(metrics), squeeze=False)
+    for row, place in zip(axes, places, strict=True):
+        for axis, metric in zip(row, metrics, strict=True):
+            mine = [r for r in found if (r["model"], r["prompts"], r["metric"]) == (*place, metric)]
+            _lines(axis, mine, styles)
+            arrow = "higher is better" if mine and mine[0].get("higher_is_better", True) else "lower is better"
+            axis.set(xlabel=found[0]["parameter"].rpartition(".")[2], ylabel=f"{metric} ({arrow})")
+            if len(places) > 1:
+                axis.set_title(" · ".join(place), fontsize=9)
+    _legend(figure, [*names, BEST, PUBLISHED])
+    return _written(figure, path)
+
+
+def _lines(axis: Axes, mine: Sequence[Record], styles: Mapping[str, tuple[str, str]]) -> None:
+    """The points of one panel; on a log axis over a decade or more, and evenly spaced where one is at infinity."""
+    values = sorted({r["at"] for r in mine})
+    evenly = bool(values) and math.isinf(values[-1])
+    x = {value: float(i) if evenly else value for i, value in enumerate(values)}
+    size = 5 if len(values) <= MOST_TICKS else 3
+    for i, (name, (colour, marker)) in enumerate(styles.items()):
+        line = [r for r in mine if r["line"] == name and r["value"] is not None]
+        if line:
+            ends = np.array([_ends(r) for r in line]).T
+            axis.errorbar([x[r["at"]] for r in line], [r["value"] for r in line], ends, color=colour, marker=marker,
+                          ms=size, lw=1, elinewidth=0.7, capsize=size / 3 + i % 4, label=name)  # caps tell bars apart
+        best = [(x[r["at"]], r["value"]) for r in line if r["best"]]
+        theirs = [(x[r["at"]], r["published"]) for r in mine if r["line"] == name and r.get("published") is not None]
+        _marks(axis, best, BEST, colour, marker="o", mfc="none", ms=2.4 * size)
+        _marks(axis, theirs, PUBLISHED, colour, marker="x", mew=1.6, ms=6)
+    if evenly:
+        ticks = values[::-1][:: -(-len(values) // MOST_TICKS)]
+        axis.set_xticks([x[tick] for tick in ticks], [value_text(tick) for tick in ticks])
+    elif values and values[0] > 0 and values[-1] / values[0] >= 10:
+        axis.set_xscale("log")
+        ticks = _ticks(values)
+        axis.set_xticks(ticks, [value_text(tick) for tick in ticks])
+        axis.minorticks_off()
+    axis.grid(alpha=0.25)
+
+
+def _marks(axis: Axes, places: Sequence[tuple[float, float]], name: str, colour: str, **style: Any) -> None:
+    """Marks in the colour of their line; the legend has one in grey."""
+    if places:
+        axis.plot([], [], color="0.3", ls="none", label=name, **style)
+        axis.plot([a for a, _ in places], [b for _, b in places], color=colour, ls="none", **style)
+
+
+def _ends(record: Record) -> tuple[float, float]:
+    """How far a value's interval goes below and above it; 0 where it has none."""
+    low, high = (record["value"] if record[end] is None else record[end] for end in ("low", "high"))
+    return max(record["value"] - low, 0.0), max(high - record["value"], 0.0)
 
 
 def _ticks(costs: Sequence[float]) -> list[float]:

@@ -10,6 +10,8 @@ from typing import Protocol
 from harness.analysis.beside import PRINTED_COSTS, Numbers, Place
 from harness.analysis.matching import misfit
 from harness.analysis.records import CELL, MetricInfo, Record
+from harness.analysis.repeats import Repeats, said
+from harness.analysis.sweep import value_text
 
 LABELS = ("model", "prompts", "method")
 COST_NAMES = {"nfe": "NFE", "flops": "FLOPs", "seconds": "s/image"}
@@ -35,6 +37,8 @@ class Spec(Protocol):
     def match(self) -> str | None: ...
     @property
     def baselines(self) -> Sequence[str] | None: ...
+    @property
+    def repeats(self) -> Repeats: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class TableSpec:
     show: str = "value"
     match: str | None = None
     baselines: Sequence[str] | None = None
+    repeats: Repeats = field(default_factory=dict)
 
 
 @dataclass
@@ -130,6 +135,8 @@ def lay_out(
         sizes = {r["n"] for r in mine if r["metric"] == label and r["value"] is not None}
         if metrics[label].kind == "distribution" and len(sizes) > 1:
             table.note(f"{label} depends on n: rows of different n must not be compared")
+    for text in said(mine):
+        table.note(text)
     _beside(table, places, theirs, [*own, "average", *PRINTED_COSTS.values()])
     return table
 
@@ -258,6 +265,33 @@ def lay_out_front(
     return table
 
 
+def lay_out_sweep(
+    found: Sequence[Record], metrics: Mapping[str, MetricInfo], judges: Mapping[str, str]
+) -> Table:
+    """`sweep.points` of one metric as a table: a row a value of the parameter, a column a line, its best bold."""
+    label, word = found[0]["metric"], found[0]["parameter"].rpartition(".")[2]
+    names = list(dict.fromkeys(r["line"] for r in found))
+    digits = decimals([r["value"] for r in found])
+    columns = [Column(name or label, _direction(metrics[label]), digits=digits) for name in names]
+    cells = {(r["model"], r["prompts"], r["at"], r["line"]): r for r in found}
+    blocks = list(dict.fromkeys((r["model"], r["prompts"]) for r in found))
+    shown = [i for i in (0, 1) if len({block[i] for block in blocks}) > 1]
+    table = Table([*(LABELS[i] for i in shown), word], columns, [], "", title=f"{label} against {word}")
+    for block in blocks:
+        for at in sorted({r["at"] for r in found if (r["model"], r["prompts"]) == block}):
+            row = []
+            for name in names:
+                record = cells.get((*block, at, name))
+                row.append(_value_cell(table, record, digits, None, judges=judges, ci=True))
+                row[-1].rank = 1 if record is not None and record["best"] else 0
+            table.rows.append(([*(block[i] for i in shown), value_text(at)], row))
+    sizes = {r["n"] for r in found if r["value"] is not None}
+    count = " to ".join(str(n) for n in dict.fromkeys((min(sizes), max(sizes)))) if sizes else "0"
+    ends = "prompts left out by jackknife" if metrics[label].kind == "distribution" else "prompts resampled"
+    table.caption = f"n = {count} images a value; [95 % interval], {ends}; bold: the best of its column."
+    return table
+
+
 # ------------------------------------------------------------------------------------------------------ details
 
 
@@ -353,8 +387,8 @@ def _beside(
     if any(column.part for column in columns):
         table.caption += f" Published: {numbers.cited()}."
         table.caption += " Difference: ours less published, which is no paired test." if compare else ""
-    for said, count in numbers.left_out.items():
-        table.note(f"{said} ({count})")
+    for text, count in numbers.left_out.items():
+        table.note(f"{text} ({count})")
 
 
 def _value_cell(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +11,7 @@ from typing import Protocol
 import pandas as pd
 from rich.console import Console
 
-from harness.analysis import pareto
+from harness.analysis import pareto, sweep
 from harness.analysis import render as formats
 from harness.analysis.beside import numbers, objects
 from harness.analysis.layout import (
@@ -24,13 +25,16 @@ from harness.analysis.layout import (
     lay_out_front,
     lay_out_groups,
     lay_out_matched,
+    lay_out_sweep,
 )
 from harness.analysis.matching import matched
 from harness.analysis.records import CELL, MetricInfo, Record, baselines, differences, records, scored_rows, win_rates
+from harness.analysis.repeats import Repeats, combined
 from harness.errors import HarnessError
 
 __all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "as_json", "baselines", "differences", "draw_fronts",
-           "fronts", "laid_out", "records", "render", "render_fronts", "scored_rows", "show", "show_tables"]
+           "draw_sweeps", "fronts", "laid_out", "records", "render", "render_fronts", "render_sweeps", "scored_rows",
+           "show", "show_tables", "sweeps"]
 
 
 class Outcome(Protocol):
@@ -38,6 +42,8 @@ class Outcome(Protocol):
 
     @property
     def records(self) -> Sequence[Record]: ...
+    @property
+    def specs(self) -> Sequence[Spec]: ...
     @property
     def rows(self) -> pd.DataFrame: ...
     @property
@@ -52,6 +58,8 @@ class Outcome(Protocol):
     def published(self) -> pd.DataFrame | None: ...
     @property
     def candidates(self) -> Mapping[str, int]: ...
+    @property
+    def parameters(self) -> Mapping[str, sweep.Settings]: ...  # by method
 
 
 def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = False) -> list[Table]:
@@ -77,7 +85,7 @@ def laid_out(outcome: Outcome, spec: Spec, *, ci: bool = False, groups: bool = F
 
 def _main(outcome: Outcome, spec: Spec, paired: Sequence[Record], ci: bool = False) -> Table:
     shown = _shown(outcome, spec, paired)
-    theirs = numbers(outcome.published, spec.show, shown, spec.baseline)
+    theirs = numbers(outcome.published, spec.show, shown, spec.baseline, other_models="model" in spec.rows)
     table = lay_out(shown, spec, outcome.metrics, outcome.judges, ci=ci, numbers=theirs)
     if spec.show == "win_rate":
         table.title = _against("Win rates", spec.baseline)
@@ -111,7 +119,12 @@ def _shown(outcome: Outcome, spec: Spec, paired: Sequence[Record]) -> list[Recor
     """The records of the main table."""
     if spec.show == "win_rate" and spec.baseline is not None:
         return win_rates(outcome.records, paired, spec.baseline)
-    return list(outcome.records)
+    return combined(outcome.records, spec.repeats) if spec.repeats else list(outcome.records)
+
+
+def _repeats(specs: Sequence[Spec]) -> Repeats:
+    """Those of all tables."""
+    return {name: how for spec in specs for name, how in spec.repeats.items()}
 
 
 def _against(what: str, baseline: str | Mapping[str, str] | None) -> str:
@@ -135,7 +148,7 @@ def fronts(outcome: Outcome, cost: str, wanted: Sequence[str] = ()) -> list[Tabl
     ]
 
 
-def _valued(outcome: Outcome, wanted: Sequence[str] = ()) -> list[str]:
+def _valued(outcome: Outcome, wanted: Sequence[str] = (), option: str = "--pareto") -> list[str]:
     """The metrics asked for that have a record, or else all that have a value.
 
     Raises:
@@ -148,7 +161,7 @@ def _valued(outcome: Outcome, wanted: Sequence[str] = ()) -> list[str]:
     having = {r["metric"] for r in outcome.records if r["group"] is None and (wanted or r["value"] is not None)}
     found = [metric for metric in wanted or outcome.metrics if metric in having]
     if not found:
-        raise HarnessError(f"--pareto: no values yet: this run has {_state(outcome)}")
+        raise HarnessError(f"{option}: no values yet: this run has {_state(outcome)}")
     return found
 
 
@@ -166,9 +179,13 @@ def draw_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], path: Path) 
     """Writes `fronts` as a figure. Raises HarnessError where `path` is no .png."""
     from harness.analysis.figures import quality_against_cost  # the drawing library takes its time to import
 
-    if path.suffix != ".png":
-        raise HarnessError(f"--figure {path}: expected a file that ends in .png")
+    _must_be_png("--figure", path)
     quality_against_cost(outcome.records, _valued(outcome, wanted), path, cost=cost)
+
+
+def _must_be_png(option: str, path: Path) -> None:
+    if path.suffix != ".png":
+        raise HarnessError(f"{option} {path}: expected a file that ends in .png")
 
 
 def render_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], form: str) -> str:
@@ -179,6 +196,53 @@ def render_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], form: str)
     if form == "json":
         return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     columns = [*CELL, "metric", "value", "low", "high", "n", cost, "front", "dominated_by"]
+    return str(pd.DataFrame(found, columns=columns).to_csv(index=False, lineterminator="\n"))
+
+
+def sweeps(outcome: Outcome, parameter: str, wanted: Sequence[str] = ()) -> list[Table]:
+    """For each metric (`wanted`, or all that have a value) its values over a `parameter` of the methods.
+
+    Raises:
+        HarnessError: no such metric or parameter, no two methods that differ in it alone, or no values yet.
+    """
+    return [lay_out_sweep(found, outcome.metrics, outcome.judges) for found in _swept(outcome, parameter, wanted)]
+
+
+def _swept(outcome: Outcome, parameter: str, wanted: Sequence[str]) -> list[list[Record]]:
+    """`sweep.points` by metric, beside what was published there (`published`, in our unit)."""
+    name = sweep.chosen(outcome.parameters, parameter)
+    records = combined(outcome.records, _repeats(outcome.specs))
+    theirs = numbers(outcome.published, "value", records)
+    found = []
+    for metric in _valued(outcome, wanted, "--sweep"):
+        points = sweep.points(records, outcome.parameters, metric, name)
+        for point in points:
+            printed = theirs.found.get(((point["model"], point["method"], point["prompts"]), metric))
+            point["published"] = printed.value / theirs.scale(metric) if printed else None
+        found.append(points)
+    return found
+
+
+def draw_sweeps(outcome: Outcome, parameter: str, wanted: Sequence[str], path: Path) -> None:
+    """Writes `sweeps` as a figure. Raises HarnessError as that does, and where `path` is no .png."""
+    from harness.analysis.figures import quality_against_parameter
+
+    _must_be_png("--figure", path)
+    quality_against_parameter([point for points in _swept(outcome, parameter, wanted) for point in points], path)
+
+
+def render_sweeps(outcome: Outcome, parameter: str, wanted: Sequence[str], form: str) -> str:
+    """`sweeps` as `markdown`, `latex`, `html`, or all points in one as `csv` or `json` (infinity: null)."""
+    if form not in ("csv", "json"):
+        return "\n".join(formats.FORMATS[form](table) for table in sweeps(outcome, parameter, wanted))
+    found = [
+        point | {"at": None if math.isinf(point["at"]) else point["at"]}
+        for points in _swept(outcome, parameter, wanted) for point in points
+    ]
+    if form == "json":
+        return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    columns = ["model", "prompts", "metric", "parameter", "line", "at", "method", "value", "low", "high", "n", "best",
+               "published"]
     return str(pd.DataFrame(found, columns=columns).to_csv(index=False, lineterminator="\n"))
 
 
@@ -196,9 +260,11 @@ def render(outcome: Outcome, spec: Spec, form: str, *, ci: bool = False, groups:
 
 
 def as_json(outcome: Outcome, specs: Sequence[Spec]) -> str:
-    """The table records themselves, then the win rates of `specs` and the published numbers, told by `quantity`."""
+    """The table records themselves, then the win rates of `specs`, what their repeats put together, and the published
+    numbers, told by `quantity`."""
     rates = [r for spec in specs if spec.show == "win_rate" for r in _shown(outcome, spec, _paired(outcome, spec))]
-    found = [*outcome.records, *rates, *objects(outcome.published)]
+    repeated = [r for r in combined(outcome.records, _repeats(specs)) if "repeats" in r]
+    found = [*outcome.records, *rates, *repeated, *objects(outcome.published)]
     return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

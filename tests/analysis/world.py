@@ -28,6 +28,8 @@ class World:
     judges: dict[str, str] = field(default_factory=lambda: {"best_of_6": "clipscore-shapes"})
     published: pd.DataFrame | None = None
 
+    specs: list[Any] = field(default_factory=list)
+    parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
     candidates: dict[str, int] = field(default_factory=lambda: {"no-guidance": 1, "cfg-3": 1, "best_of_6": 6})
 
     @property
