@@ -54,6 +54,7 @@ SHEET = {
     "pick-a-pic-v2": (487, 0, "486", 487), "t2i-compbench": (2400, 8, "3d_spatial/299", None),
     "imagenet-seeds": (150_000, 3, "149999", 1),
     "shapes": (240, 6, "color-attr-039", 240), "shapes-seen": (240, 6, "color-attr-039", 240),
+    "shapes-classes": (36, 6, "orange-rings", 36),
 }
 
 
@@ -454,7 +455,7 @@ def test_columns_mean_nothing_for_seeds(tmp_path: Path) -> None:
 
 
 def test_every_set_has_a_small_file() -> None:
-    assert set(SMALL) | {"shapes", "shapes-seen"} == set(SETS)
+    assert set(SMALL) | {"shapes", "shapes-seen", "shapes-classes"} == set(SETS)
 
 
 def test_an_orbit_is_conditioned_on_its_first_frame(small: Callable[[str], Path]) -> None:

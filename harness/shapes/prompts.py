@@ -10,7 +10,6 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-
 from typing import Any
 
 from harness.identity import digest
