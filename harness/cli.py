@@ -425,9 +425,8 @@ def _train_edm2(folder: Path, stages: list[str] | None, steps: int | None, proce
 
     chosen = _stages(stages, list(edm2.STEPS))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    edm2.train(
-        folder, stages=chosen, processes=processes, device=device, steps=steps and dict.fromkeys(edm2.STEPS, steps)
-    )
+    few = dict.fromkeys(edm2.STEPS, steps) if steps is not None else None
+    edm2.train(folder, stages=chosen, processes=processes, device=device, steps=few)
 
 
 def _stages(wanted: list[str] | None, known: list[str]) -> list[str] | None:

@@ -61,7 +61,8 @@ def edm2_loss(network: EDM2Network, x: Tensor, labels: Tensor | None, sigma: Ten
     error = (network(x + sigma[:, None, None, None] * noise, sigma, labels) - x).square().mean((1, 2, 3))
     weight = (sigma**2 + data**2) / (sigma * data) ** 2
     u = network.uncertainty(sigma)
-    return weight * error / u.exp() + u
+    loss: Tensor = weight * error / u.exp() + u
+    return loss
 
 
 def latents_name() -> str:
@@ -97,10 +98,8 @@ class EDM2Stage(Stage):
         self.mean = [round(float(m), 4) for m in raw.mean((0, 2, 3), dtype=np.float64)]
         self.std = [round(float(s), 4) for s in raw.std((0, 2, 3), dtype=np.float64)]
         self.model = make_network(self.name)
-        shape = (1, -1, 1, 1)
-        target = np.float32(self.model.config.sigma_data)
-        normalised = (raw - np.float32(self.mean).reshape(shape)) / np.float32(self.std).reshape(shape) * target
-        self.latents = torch.from_numpy(normalised)
+        mean, std = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
+        self.latents = torch.from_numpy((raw - mean) / std * np.float32(self.model.config.sigma_data))
 
     def samples(self) -> int:
         """Latents of one step on one rank."""
@@ -118,11 +117,13 @@ class EDM2Stage(Stage):
 
     def rate(self, step: int, steps: int) -> float:
         """A short rise, then constant, then falling with the inverse square root of the steps."""
-        return self.lr * min(1.0, (step + 1) / self.warmup) / max(1.0, step / self.decay_from) ** 0.5
+        fall: float = max(1.0, step / self.decay_from) ** 0.5
+        return self.lr * min(1.0, (step + 1) / self.warmup) / fall
 
     def keep(self, step: int) -> float:
         """The power function's share of the average that stays (Eq. 127)."""
-        return (1 - 1 / (step + 1)) ** (self.exponent + 1)
+        share: float = (1 - 1 / (step + 1)) ** (self.exponent + 1)
+        return share
 
     def export(self, out: Path) -> dict[str, Any]:
         """Saves as ``out/NAME`` in half precision, with the statistics of the latents."""
