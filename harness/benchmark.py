@@ -188,8 +188,9 @@ class TableSpec(Strict):
     @model_validator(mode="after")
     def _repeats_stand_alone(self) -> "TableSpec":
         for name, how in self.repeats.items():
+            _label(name)
             if len(how) != 1:
-                raise ValueError(f"repeats.{_label(name)}: give 'best' or 'mean', one of the two")
+                raise ValueError(f"repeats.{name}: give 'best' or 'mean', one of the two")
             (labels,) = how.values()
             if len(set(labels)) < len(labels):
                 raise ValueError(f"repeats.{name}: a label of prompts stands there twice")

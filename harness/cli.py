@@ -156,6 +156,9 @@ def table(
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="--pareto, --sweep: only this metric (repeatable).")] = None,
     figure: Annotated[Path | None, typer.Option(help="--pareto, --sweep: draw it into this .png as well.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="--sweep: a grid of images into this .png, a row a value, a column a prompt.")
+    ] = None,
     results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Print the tables of a run.
@@ -174,6 +177,8 @@ def table(
             raise HarnessError(f"--groups has no part in {option}, which is over all categories: leave one out")
     if pareto is not None:
         _apart("--pareto", {"--sweep": sweep})
+    if images is not None and sweep is None:
+        raise HarnessError("--images belongs to --sweep: add --sweep PARAMETER")
     outcome = runner.table(run_name, results=results)
     if rows is not None:
         findings.export(outcome, rows)
@@ -187,6 +192,10 @@ def table(
     elif sweep is not None:
         if figure is not None:
             tables.draw_sweeps(outcome, sweep, metric or (), figure)
+        if images is not None:
+            from harness import sweep_images
+
+            sweep_images.draw(outcome, sweep, images)
         if form is None:
             tables.show_tables(tables.sweeps(outcome, sweep, metric or ()))
         else:

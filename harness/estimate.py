@@ -1,6 +1,8 @@
 """What a benchmark costs, before it is run: evaluations, files, disk, and GPU-hours at a stated or assumed speed."""
 
 import json
+import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -21,15 +23,18 @@ TFLOPS = {"float16": 100.0, "bfloat16": 100.0, "float32": 25.0}
 # TFLOP of one evaluation of a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in pixels;
 # they grow with the pixels, attention's share a little faster.
 EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024)}
+# Likewise of EDM2's networks, by the size in their names; they make images of one side each.
+EDM2 = {"xs": 0.090, "s": 0.202, "m": 0.358, "l": 0.559, "xl": 0.804, "xxl": 1.094}
+EDM2_NAME = re.compile(r"edm2-img(?:64|512)-(xs|s|m|l|xl|xxl)-")
 IMAGE_BYTES = 1.4  # a pixel as lossless WebP: 1.24 and 1.45 measured on photographs of 1024 and 512 pixels
 FEATURE_BYTES = 4 * 2048  # of an image for each extractor: Inception's, the widest
 
 
-def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMethod) -> dict[str, int]:
+def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMethod) -> dict[str, Any]:
     """What one sample takes, found by running the method's own code on a model that only counts.
 
-    `nfe`: denoiser evaluations; `judged`: images that the method's judge is shown. For a model that is not here the
-    solver's grid is Stable Diffusion's, of the same length.
+    `nfe`: denoiser evaluations, and `by_network`; `judged`: images that the method's judge is shown. For a model that
+    is not here the solver's grid is Stable Diffusion's, or its family's own, of the same length.
     """
     config = model.folder / "scheduler" / "scheduler_config.json" if model else None
     schedule = json.loads(config.read_text()) if config is not None and config.is_file() else SD_SCHEDULE
@@ -38,8 +43,8 @@ def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMe
     counting = Counting(schedule, cls.requests, ("main", *spec.networks), cls.unconditional, grid)
     judge = AnyJudge()
     counted = replace(method.method, judge=judge if method.judge else None)
-    nfe = counted.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)]).nfe[0]
-    return {"nfe": int(nfe), "judged": judge.judged}
+    made = counted.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)])
+    return {"nfe": int(made.nfe[0]), "by_network": made.nfe_by_network[0], "judged": judge.judged}
 
 
 def cost(
@@ -50,22 +55,27 @@ def cost(
     GPU-hours are the denoiser's alone: text encoders, decoders, judges and metrics come on top. All figures are None
     where the number of prompts is not known, `gpu_hours` also where no speed is.
     """
-    benchmark, seeds = found.benchmark, len(found.benchmark.seeds)
-    speeds = {label: throughput or assumed(spec) for label, spec in benchmark.models.items()}
+    models, seeds = found.benchmark.models, len(found.benchmark.seeds)
     known = [count for count in prompts.values() if count is not None]
     if len(known) < len(prompts):
         return dict.fromkeys(("samples", "files", "nfe", "judged", "gpu_hours", "images_gb", "features_gb"))
     samples = sum(known) * seeds  # of one model and one method
-    everything = samples * len(found.methods) * len(benchmark.models)
-    parts = len(found.methods) * seeds * sum(
-        -(-count // shard_size(spec.batch)) for spec in benchmark.models.values() for count in known
-    )
+    everything = samples * len(methods)
+    specs = [models[entry["model"]] for entry in methods]
+    parts = seeds * sum(-(-count // shard_size(spec.batch)) for spec in specs for count in known)
     features = {m.metric.extractor for m in found.metrics.values() if isinstance(m.metric, DistributionMetric)}
     scores = [m for m in found.metrics.values() if not isinstance(m.metric, DistributionMetric)]
-    pixels = sum(side(spec) ** 2 for spec in benchmark.models.values())
+    speeds = {
+        label + f" {network}" * (network != "main"): throughput or assumed(spec, network)
+        for label, spec in models.items() for network in ("main", *spec.networks)
+        if network == "main" or (not throughput and assumed(spec, network) != assumed(spec))
+    }
     hours = None
     if None not in speeds.values():
-        hours = sum(samples * entry["nfe"] / float(speeds[entry["model"]] or 0) for entry in methods) / 3600
+        hours = samples / 3600 * sum(
+            count / (throughput or assumed(spec, network) or math.nan)
+            for entry, spec in zip(methods, specs, strict=True) for network, count in entry["by_network"].items()
+        )
     return {
         "samples": everything,
         "files": parts * (1 + len(features) + len(scores)),
@@ -74,7 +84,7 @@ def cost(
         "gpu_hours": None if hours is None else round(hours, 2),
         "evaluations_per_second": speeds,
         "assumed": throughput is None,
-        "images_gb": round(samples * len(found.methods) * pixels * IMAGE_BYTES / 1e9, 2),
+        "images_gb": round(samples * sum(side(spec) ** 2 for spec in specs) * IMAGE_BYTES / 1e9, 2),
         "features_gb": round(everything * len(features) * FEATURE_BYTES / 1e9, 2),
     }
 
@@ -84,8 +94,15 @@ def side(spec: ModelSpec) -> int:
     return spec.size or EVALUATION.get(spec.family, (0, 512))[1]
 
 
-def assumed(spec: ModelSpec) -> float | None:
-    """Evaluations a second of one GPU that are assumed; None where there is nothing to assume it from."""
+def assumed(spec: ModelSpec, network: str = "main") -> float | None:
+    """Evaluations a second of one GPU that are assumed; None where there is nothing to assume it from.
+
+    Of EDM2 each network has its own cost; a further network of the other families costs what the model's own does.
+    """
+    source = spec.weights if network == "main" else spec.networks[network].source
+    if spec.family == "edm2":
+        named = EDM2_NAME.search(source)
+        return round(TFLOPS[spec.dtype] / EDM2[named[1]], 1) if named else None
     if spec.family not in EVALUATION or spec.weights.startswith("builtin:"):
         return None
     teraflop, at = EVALUATION[spec.family]

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from huggingface_hub import constants, hf_hub_url
 
-from harness import artifacts, fetch_prompts, manifest, registry, weights
+from harness import artifacts, fetch_edm2, fetch_prompts, manifest, registry, weights
 from harness.artifacts import Artifact, File, catalogue
 from harness.benchmark import HUB
 from harness.download import WHERE, Downloader, NotThere, Unreachable, alone, must_fit, sums
@@ -44,20 +44,28 @@ def fetch(names: list[str], verify: bool = False) -> Iterator[tuple[str, Harness
         try:
             if name in catalogue():
                 here = None if artifacts.missing([name]) else artifacts.find(name)
+            elif fetch_edm2.is_network(name):
+                here = fetch_edm2.here(name)
             else:
                 here = weights.hub_model(hub_id, revision or None)
             if here is not None:
                 yield f"{name}: is here already, in {here}{_verified(name, here, verify)}", None
                 continue
-            place = artifact(name, downloader) if name in catalogue() else model(hub_id, revision or None, downloader)
-            yield f"{name}: fetched into {place}", None
+            note = ""
+            if name in catalogue():
+                place = artifact(name, downloader)
+            elif fetch_edm2.is_network(name):
+                place, note = fetch_edm2.network(name, downloader)
+            else:
+                place = model(hub_id, revision or None, downloader)
+            yield f"{name}: fetched into {place}{note}", None
         except HarnessError as error:
             yield name, error
 
 
 def names_of(name: str) -> list[str]:
-    """The artifacts, or the Hub id of a model, that a name of `harness fetch` stands for: [] for a metric that needs
-    none, or a prompt set.
+    """The artifacts, networks of EDM2 and Hub ids of models that a name of `harness fetch` stands for: [] for a metric
+    that needs none, or a prompt set.
 
     Raises:
         HarnessError: nothing is known by this name.
@@ -78,9 +86,11 @@ def names_of(name: str) -> list[str]:
         return list(dict.fromkeys([*found, *(each for each in needs if each in catalogue())]))
     if found or name in manifest.known():
         return found
+    if edm2 := fetch_edm2.names_of(name):
+        return edm2
     if re.fullmatch(weights.HUB_ID + r"(@[\w./-]+)?", name):
         return [name]
-    known = sorted({*catalogue(), *metrics, *manifest.known()})
+    known = sorted({*catalogue(), *fetch_edm2.known(), *metrics, *manifest.known()})
     raise HarnessError(
         f"nothing called {name!r} can be fetched: {registry.nearest(name, known)} "
         f"(a diffusion model by its Hub id: 'organisation/name' or 'organisation/name@revision')"
@@ -182,6 +192,7 @@ def listing() -> list[str]:
     here = {name: artifacts.missing([name]) is None for name in catalogue()}
     sets = [manifest.load(name) for name in manifest.known()]
     lines = [("weights", here[name], name, entry.title) for name, entry in catalogue().items()]
+    lines += [("weights", here, name, title) for name, here, title in fetch_edm2.listing()]
     lines += [("prompts", each.here, each.name, each.title) for each in sets]
     width = max(len(name) for _, _, name, _ in lines)
     return [f"{'here' if there else '':<4}  {kind}  {name:<{width}}  {title}" for kind, there, name, title in lines]

@@ -101,7 +101,7 @@ class Resolved:
     lacking: dict[str, str] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
-        """Every (model, method, prompt set) that is to run; a model's cells follow each other, so that it loads once."""
+        """Every (model, method, prompt set) to run; a model's cells follow each other, so that it loads once."""
         return [
             Cell(
                 model, method, label, digest(resolved.identity), digest(self.methods[method].identity), prompts,

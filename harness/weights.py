@@ -42,8 +42,8 @@ def builtin_folder() -> Path:
 def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) -> Path:
     """The local folder that holds `weights`, fetched from the Hub where it is not here yet.
 
-    Looked for in `home()`, as `<organisation>/<name>` (with `@<revision>` after it) or `<name>`, then in the Hub's own
-    cache, before it is fetched into `home()`.
+    A Hub id is looked for in `home()`, as `<organisation>/<name>` (with `@<revision>` after it) or `<name>`, then in
+    the Hub's own cache, before it is fetched into `home()`. A network of EDM2 is looked for and fetched by its name.
 
     Raises:
         HarnessError: no such built-in name, or the Hub cannot be reached.
@@ -59,6 +59,11 @@ def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) ->
     local = Path(weights).expanduser()
     if local.is_dir():
         return local.resolve()
+    from harness import fetch_edm2  # here, because it needs this module
+
+    network = fetch_edm2.resolve(weights, fetch)
+    if network is not None:
+        return network
     if not re.fullmatch(HUB_ID, weights):
         raise Lacking(
             f"weights {weights!r}: no such folder; expected a folder in the diffusers layout, "

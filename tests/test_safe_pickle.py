@@ -17,6 +17,7 @@ from harness import safe_pickle
 from harness.errors import HarnessError
 
 RAN: list[str] = []
+DEEP = 1000  # a million would end a process that hashes it
 
 
 def ran(*what: object) -> None:
@@ -107,6 +108,15 @@ ATTACKS = {
     "text": lambda f: b"this is no pickle",
     "huge text": lambda f: b"\x80\x04\x8d" + struct.pack("<Q", 2**60) + b"x.",
     "huge memo": lambda f: b"\x80\x04Nr\xff\xff\xff\xff",
+    "huge bytearray": lambda f: b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
+    "a key nested deeply": lambda f: b"\x80\x04})" + b"\x85" * DEEP + b"Ns.",
+    "keys nested deeply": lambda f: b"\x80\x04}()" + b"\x85" * DEEP + b"Nu.",
+    "a member nested deeply": lambda f: b"\x80\x04\x8f()" + b"\x85" * DEEP + b"\x90.",
+    "a frozen member nested deeply": lambda f: b"\x80\x04()" + b"\x85" * DEEP + b"\x91.",
+    "a dict of keys nested deeply": lambda f: b"\x80\x04()" + b"\x85" * DEEP + b"Nd.",
+    "a shape that doubles 60 times": lambda f: _array_state((1, ("doubled",), "type", False, b"")).replace(
+        b"\x8c\x07doubled\x94", b")" + b"2\x86" * 60
+    ),
 }
 
 
@@ -152,15 +162,19 @@ def test_a_type_cannot_be_given_another_inner_state(tmp_path):
             _open(tmp_path, pickle.dumps(Calls(np.dtype, "f8", False, True, state=state)))
 
 
-def test_what_a_pickle_sets_on_the_names_it_finds_is_gone_with_it(tmp_path):
+def test_a_pickle_sets_nothing_on_the_names_it_finds(tmp_path):
     """BUILD with slot state sets attributes of the object on the stack."""
-    data = b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__(K\x01ts\x86b."
-    before = safe_pickle._names()["_codecs", "encode"].__defaults__
-    changed = _open(tmp_path, data)
-    assert changed.__defaults__ == (1,)
-    assert safe_pickle._names()["_codecs", "encode"].__defaults__ == before
-    with pytest.raises(HarnessError):
-        _open(tmp_path, data.replace(b"X\x0c\x00\x00\x00__defaults__", b"X\x08\x00\x00\x00__code__"))
+    for attribute in ("__defaults__", "__code__", "__setstate__"):
+        name = b"X" + struct.pack("<I", len(attribute)) + attribute.encode()
+        with pytest.raises(HarnessError, match="gives a state to a function"):
+            _open(tmp_path, b"\x80\x02c_codecs\nencode\nN}" + name + b"(K\x01ts\x86b.")
+
+
+def test_a_program_without_end_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(safe_pickle._Counted, "left", 1000)
+    assert _open(tmp_path, b"\x80\x04" + b"N0" * 498 + b"N.") is None
+    with pytest.raises(HarnessError, match="operations"):
+        _open(tmp_path, b"\x80\x04" + b"N0" * 500 + b"N.")
 
 
 @settings(max_examples=300, deadline=None)

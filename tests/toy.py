@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.edm import discrete_schedule
+from harness.diffusion.edm import Grid, VarianceExploding, discrete_schedule
 from harness.diffusion.levels import NoiseLevels
 from harness.diffusion.schedules import build_scheduler
 from harness.prompts import Prompt
@@ -70,6 +70,13 @@ class Toy(Diffusion):
 
     def flops_per_evaluation(self, network: str = "main") -> float:
         return 10.0
+
+
+class Exploding(VarianceExploding, Toy):
+    """The same in the coordinates x0 + sigma * noise."""
+
+    family = "exploding"
+    grid = Grid()
 
 
 def numbers(*values: float) -> list[Prompt]:

@@ -9,6 +9,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,6 +25,7 @@ from harness.files import write_atomic
 MARKERS = "osD^v<>Pp*hX"
 FRONT = "Pareto front"
 BEST, PUBLISHED = "best of its line", "published"
+FONT = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # Pillow has none with σ and ∞
 MOST_TICKS = 10  # values of a parameter that have a tick each
 XLABELS = {
     "nfe": "denoiser evaluations an image (NFE)", "flops": "floating-point operations an image",
@@ -202,7 +204,7 @@ def grid(
             f"{len(row_labels)} row and {len(column_labels)} column labels for rows of "
             f"{[len(row) for row in images]} images"
         )
-    font = ImageFont.load_default(text)
+    font = ImageFont.truetype(FONT, text)
     gap, line = max(cell // 24, 3), round(text * 1.3)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     heads = [_wrapped(measure, label, font, cell) for label in column_labels]
@@ -227,6 +229,19 @@ def grid(
             how = Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS
             out.paste(picture.convert("RGB").resize((cell, cell), how), (left + j * (cell + gap), y))
     return out
+
+
+def write_images(images: Sequence[Image.Image], path: Path, what: str) -> Path:
+    """Writes images below each other as one PNG, whole or not at all (StoreError, which names `what`)."""
+    out = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
+    top = 0
+    for image in images:
+        out.paste(image, (0, top))
+        top += image.height
+    data = io.BytesIO()
+    out.save(data, format="png")
+    write_atomic(path, data.getvalue(), what)
+    return path
 
 
 def must_blur(benchmark: Mapping[str, Any], prompts: str) -> bool:

@@ -111,8 +111,10 @@ class MPConv(nn.Module):
         if self.training:
             with torch.no_grad():
                 self.weight.copy_(normalize(self.weight.float(), rest))
-        weight = normalize(self.weight.float(), rest) * (self.gain / math.sqrt(self.weight[0].numel()))
-        return weight if gain is None else weight * gain
+        length = math.sqrt(self.weight[0].numel())
+        # A published gain is of half precision, and is divided in it.
+        scale = 1 / length if gain is None else (gain / length).float()
+        return normalize(self.weight.float(), rest) * (scale * self.gain)
 
     def bake(self, dtype: torch.dtype, gain: Tensor | None = None) -> None:
         """Stores the weights as they are used, for inference alone."""

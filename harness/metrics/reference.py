@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from harness import safe_pickle, weights
+from harness import artifacts, safe_pickle, weights
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.frechet import Moments
@@ -60,8 +60,8 @@ def shipped_file(name: str, extractor: str) -> Path:
 
 
 def find_reference(name: str, extractor: str, metric: str) -> Path:
-    """The file that a metric's parameter `statistics` means: a path, a name given to `harness reference`, or
-    `builtin:NAME` for one that ships.
+    """The file that a metric's parameter `statistics` means: `builtin:NAME` for one that ships, a path, a published one
+    in the catalogue of what `harness fetch` gets, or a name given to `harness reference`.
 
     Raises:
         HarnessError: there is none; the message says how to make it.
@@ -77,6 +77,8 @@ def find_reference(name: str, extractor: str, metric: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path.resolve()
+    if name in artifacts.catalogue():
+        return artifacts.file_of(name, ".pkl")
     made = named_file(name, extractor)
     if made.is_file():
         return made

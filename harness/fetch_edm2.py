@@ -1,0 +1,148 @@
+"""`harness fetch` of EDM2: the networks that a published preset takes, each one's pickle fetched and converted once.
+
+A network lies in `weights.home()/<its name>/`: the pickle, and what `harness.edm2_pickle` makes of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pydantic
+import yaml
+
+from harness.artifacts import megabytes
+from harness.download import SUMS, Downloader, Unreachable, alone, sums, write_sums
+from harness.errors import HarnessError, Lacking
+from harness.weights import home, sha256_of
+
+PICKLE = ".pkl"
+NAME = r"\w[\w.-]*"  # of a network and its folder
+
+
+class Published(pydantic.BaseModel):
+    """What `edm2.yaml` says."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    licence: str
+    source: str
+    networks: str  # the address below which the pickles lie
+    autoencoders: dict[str, str]  # by data set
+    short: dict[str, str]
+    presets: dict[str, tuple[str, ...]]
+
+
+@functools.cache
+def published() -> Published:
+    """The published networks and presets."""
+    return Published.model_validate(yaml.safe_load((files("harness") / "edm2.yaml").read_text(encoding="utf-8")))
+
+
+def known() -> list[str]:
+    """The names of presets, the short ones first."""
+    return [*published().short, *published().presets]
+
+
+def listing() -> list[tuple[str, bool, str]]:
+    """The short names of presets, whether all their networks are here, and what they are."""
+    return [
+        (name, all(here(network) for network in preset(name)), f"EDM2: {', guided by '.join(preset(name))}")
+        for name in published().short
+    ]
+
+
+def preset(name: str) -> tuple[str, ...]:
+    """The networks that a preset takes, the guiding one second; () where there is no such preset."""
+    return published().presets.get(published().short.get(name, name), ())
+
+
+def is_network(name: str) -> bool:
+    """Whether a name is that of a published network (any EMA length), or the path of a pickle of one's own."""
+    pattern = r"edm2-img(64|512)-(xs|s|m|l|xl|xxl)(-uncond)?-\d{7}-0\.\d{3}"
+    return bool(re.fullmatch(pattern, name)) or Path(name).suffix == PICKLE
+
+
+def names_of(name: str) -> list[str]:
+    """All that a preset or a network needs: networks, and the Hub id of the autoencoder; [] for another name."""
+    networks = preset(name) or ((name,) if is_network(name) else ())
+    data = {network.split("-")[1] for network in networks if Path(network).suffix != PICKLE}
+    return [*networks, *(hub_id for made_of, hub_id in published().autoencoders.items() if made_of in data)]
+
+
+def resolve(name: str, fetch: bool) -> Path | None:
+    """The folder of a network for `weights:` in a model block, fetched where it is not here; None for another name.
+
+    Raises:
+        Lacking: it is not here, and `fetch` is False.
+        HarnessError: as `network`; or the name is that of a preset, or of a pickle.
+    """
+    if Path(name).suffix == PICKLE:
+        raise HarnessError(f"weights {name!r}: a pickle is not opened as it is. `harness fetch {name}` converts one of "
+                           f"EDM2, and 'weights: {Path(name).stem}' then finds it")
+    if pair := preset(name):
+        further = "".join(f" and 'networks: {{guide: {{weights: {guide}}}}}'" for guide in pair[1:])
+        raise HarnessError(f"weights {name!r}: a preset of EDM2; write 'weights: {pair[0]}'{further}")
+    if not re.fullmatch(NAME, name) or (here(name) is None and not is_network(name)):
+        return None
+    if here(name) is None and not fetch:
+        raise Lacking(f"weights {name!r} are not on this machine; `harness fetch {name}` gets them")
+    return (here(name) or network(name, Downloader())[0]).resolve()
+
+
+def here(name: str) -> Path | None:
+    """The folder of a converted network; None where it is not here, or was made of another pickle than the given."""
+    given = Path(name).expanduser() if Path(name).suffix == PICKLE else None
+    folder = home() / (given.stem if given else name)
+    try:
+        source = json.loads((folder / "config.json").read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None if given and given.is_file() and sha256_of(given) != source["sha256"] else folder
+
+
+def network(name: str, downloader: Downloader) -> tuple[Path, str]:
+    """The folder of a network, fetched and converted, and what a person should know of it.
+
+    Its pickle is taken where it lies in that folder already, or where `name` is its path.
+
+    Raises:
+        HarnessError: it cannot be had, or is refused (`edm2_pickle.read`).
+    """
+    from harness import edm2_pickle  # torch alone takes seconds
+
+    given = Path(name).expanduser() if Path(name).suffix == PICKLE else None
+    name = given.stem if given else name
+    if not re.fullmatch(NAME, name):
+        raise HarnessError(f"{given}: a network is called as its pickle; expected letters, digits and '._-', no spaces")
+    if given and not given.is_file():
+        raise HarnessError(f"{given}: no such file")
+    folder = home() / name
+    pickle = given or folder / f"{name}{PICKLE}"
+    with alone(home(), name, downloader):
+        found = here(str(given or name))
+        if found is not None:  # another process has just fetched it
+            return found, ""
+        if not pickle.is_file():
+            _download(name, folder, downloader)
+        downloader.progress.say(f"{name}: converting {megabytes(pickle.stat().st_size)}")
+        edm2_pickle.convert(pickle, folder)
+        made = {path: sha256_of(folder / path) for path in (edm2_pickle.WEIGHTS, "config.json")}
+        write_sums(folder, sums(folder) | made)
+    note = f" and converted; {pickle} is not needed any more (removing it frees {megabytes(pickle.stat().st_size)})"
+    return folder, note if given else f"{note}. No hash of it is published: its own is kept in {SUMS}"
+
+
+def _download(name: str, folder: Path, downloader: Downloader) -> None:
+    """Fetches a pickle. One that was fetched earlier and removed must be the same."""
+    file = f"{name}{PICKLE}"
+    url = f"{published().networks}/{file}"
+    try:
+        downloader.file(url, folder, file, sha256=sums(folder).get(file))
+    except Unreachable as error:
+        raise Unreachable(
+            f"{name}: {error}; on another machine get {url} and put it into {folder}: the same command then converts it"
+        ) from error

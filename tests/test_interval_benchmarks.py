@@ -1,0 +1,223 @@
+"""The benchmarks of the guidance interval and of EDM2's presets: what their intervals choose, what they cost, and each
+from its YAML to its table with tiny random networks."""
+
+import csv
+import io
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from harness import benchmark as benchmarks
+from harness import estimate, fetch_edm2, run
+from harness.analysis import published, tables
+from harness.benchmark import Benchmark
+from harness.diffusion.base import Step
+from harness.diffusion.edm import karras_grid
+from harness.diffusion.edm2_network import EDM2Config, EDM2Network
+from harness.display import Display
+from harness.guidance.cfg import CFG
+from harness.make_reference import make_reference
+from harness.metrics.reference import named_file, read_reference
+from harness.resolve import survey
+from tests.metrics import tiny_home
+
+FOLDER = benchmarks.resources("benchmarks")
+EDM2 = ("guidance-interval-table1", "guidance-interval-steps", "edm2-presets", "autoguidance-presets")
+EDM_GRID = karras_grid(32, 0.002, 80, 7)
+SDXL_GRID = karras_grid(32, 0.03, 14.6146, 3)
+
+
+def guided(grid: list[float], **interval: Any) -> tuple[int, int] | None:
+    """The first and last guided step, which have no gap between them."""
+    cfg = CFG(scale=2, **interval)
+    found = [i for i, sigma in enumerate(grid) if cfg.active(Step(i, len(grid), sigma, sigma))]
+    assert found == list(range(found[0], found[-1] + 1))
+    return found[0], found[-1]
+
+
+# ---- intervals ----
+
+
+def test_the_steps_of_table_1_are_those_of_the_printed_bounds() -> None:
+    chosen = {
+        label: tuple(spec.guidance["cfg"]["steps"])
+        for label, spec in benchmarks.load(FOLDER / "guidance-interval-table1.yaml").methods.items()
+        if "steps" in spec.guidance["cfg"]
+    }
+    assert chosen == {  # the two of XXL stand in the README of the authors' code
+        "interval-2.0": (17, 22), "interval-2.9": (13, 19), "interval-3.2": (13, 19), "interval-2.1": (15, 21),
+    }
+    printed = {"interval-2.0": (0.19, 1.61), "interval-2.9": (0.6, 5), "interval-3.2": (0.6, 5)}
+    printed["interval-2.1"] = (0.28, 2.9)
+    for label, (first, last) in chosen.items():  # from the level where the first starts to that where the last ends
+        ends = EDM_GRID[last + 1], EDM_GRID[first]
+        assert [round(end, 2) for end in ends] == list(printed[label])
+        as_printed = guided(EDM_GRID, sigma=printed[label])
+        assert as_printed == ((16, 22) if label == "interval-2.1" else (first, last))
+
+
+def test_the_interval_of_the_step_ablation() -> None:
+    methods = benchmarks.load(FOLDER / "guidance-interval-steps.yaml").methods
+    sigma = methods["interval-32-steps"].guidance["cfg"]["sigma"]
+    found = {steps: guided(karras_grid(steps, 0.002, 80, 7), sigma=sigma) for steps in (16, 32, 64)}
+    assert found == {16: (8, 10), 32: (15, 21), 64: (31, 44)}
+
+
+# Of the printed bound: the level of the grid that it stands for, by index; None for no bound.
+UPPER = {"hi-inf": None, "hi-8.389": 6, "interval-16": 10, "hi-4.242": 12, "hi-1.753": 18}
+LOWER = {"lo-0": None, "interval-16": 26, "lo-0.998": 21, "lo-2.425": 16, "lo-3.724": 13}
+PRINTED = {6: 8.39, 10: 5.42, 12: 4.24, 18: 1.75, 26: 0.28, 21: 1.00, 16: 2.42, 13: 3.72}
+
+
+def test_all_ten_bounds_of_figure_8_choose_the_level_that_they_stand_for() -> None:
+    methods = benchmarks.load(FOLDER / "guidance-interval-sdxl.yaml").methods
+    assert {index: round(SDXL_GRID[index], 2) for index in PRINTED} == PRINTED
+    for label, index in UPPER.items():
+        assert guided(SDXL_GRID, **interval(methods[label])) == (0 if index is None else index, 25)
+    for label, index in LOWER.items():
+        assert guided(SDXL_GRID, **interval(methods[label])) == (10, 31 if index is None else index - 1)
+    # As printed half of them would choose a step too many or too few.
+    wrong = [v for i, v in PRINTED.items() if (v < SDXL_GRID[i])]
+    assert sorted(wrong) == [0.28, 1.75, 2.42, 3.72, 4.24]
+
+
+def interval(spec: benchmarks.MethodSpec) -> dict[str, Any]:
+    return {"sigma": spec.guidance["cfg"]["sigma"]}
+
+
+def test_the_evaluations_are_the_published_ones() -> None:
+    theirs = published.rows("guidance-interval-nfe").set_index(["model", "method"])["value"].to_dict()
+    found = {}
+    for name in ("guidance-interval-sdxl", "guidance-interval-table1"):
+        resolved = survey(benchmarks.load(FOLDER / f"{name}.yaml").limited(1), FOLDER / f"{name}.yaml")
+        for label, spec in resolved.benchmark.models.items():
+            for method, given in resolved.methods.items():
+                if given.runs_on(label):
+                    found[label, method] = estimate.evaluations(None, spec, given)
+    assert {key: found[key]["nfe"] for key in theirs} == theirs
+    assert found["edm2-s", "interval-2.1"]["by_network"] == {"main": 63, "guide": 14}
+    assert len(found) == 8 + 11  # each method on its own models alone
+
+
+def test_each_network_of_edm2_has_a_cost_of_its_own() -> None:
+    spec = benchmarks.load(FOLDER / "guidance-interval-table1.yaml").models["edm2-xxl"]
+    assert (estimate.assumed(spec), estimate.assumed(spec, "guide")) == (91.4, 1111.1)  # 100 / 1.094 and 100 / 0.090
+    assert estimate.assumed(spec.model_copy(update={"weights": "mine"})) is None
+
+
+@pytest.mark.parametrize("name", ["edm2-presets", "autoguidance-presets"])
+def test_the_presets_are_the_published_ones(name: str) -> None:
+    found = benchmarks.load(FOLDER / f"{name}.yaml")
+    for label, spec in found.models.items():
+        networks = [spec.weights, *(network.source for network in spec.networks.values())]
+        assert tuple(networks) == fetch_edm2.preset(label.replace("edm2-", "edm2-img512-", 1))
+    theirs = {  # weights stand in the labels of the methods
+        (row["model"], row["method"]) for table in found.published for row in published.rows(table).to_dict("records")
+        if "img64" not in row["model"]
+    }
+    assert {(model, label) for label, spec in found.methods.items() for model in spec.models or ()} == theirs
+    for label, spec in found.methods.items():
+        (_, parameters), = spec.guidance.items() if isinstance(spec.guidance, dict) else [("none", {"scale": 0})]
+        assert label == "no-guidance" or float(label.rpartition("-")[2]) == parameters["scale"]
+
+
+# ---- from YAML to table ----
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A machine with metrics, the reference pickle and every EDM2 network of these benchmarks, all of them tiny."""
+    here = tmp_path_factory.mktemp("machine")
+    home = tiny_home.write(here / "weights")
+    for name, classes in (("labels", 10), ("none", 0)):
+        write_network(here / name, classes)
+    for name in EDM2:
+        for spec in benchmarks.load(FOLDER / f"{name}.yaml").models.values():
+            for source in (spec.weights, *(network.source for network in spec.networks.values())):
+                if not (here / source).exists():
+                    (here / source).symlink_to(here / ("none" if "uncond" in source else "labels"))
+    (here / "images").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for k in range(4):
+        pixels = torch.randint(256, (16, 16, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(here / "images" / f"{k}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        patch.setenv("HARNESS_WEIGHTS", str(home))
+        content: dict[str, Any] = {"num_images": 4}
+        for entry, metric, extractor in (("fid", "fid", "inception"), ("fd_dinov2", "fd-dinov2-edm2", "dinov2-edm2")):
+            make_reference("tiny", here / "images", metric)
+            made = read_reference(named_file("tiny", extractor))
+            content[entry] = {"mu": made.mean, "sigma": made.covariance}
+        (here / "img512.pkl").write_bytes(pickle.dumps(content))
+        yield here
+
+
+def write_network(folder: Path, classes: int) -> None:
+    config = {"resolution": 8, "channels": 3, "classes": classes, "width": 8, "multipliers": [1], "blocks": 1,
+              "attention": [], "uncertainty_width": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(classes)
+        network = EDM2Network(EDM2Config(**config))
+    folder.mkdir()
+    told = config | {"_class_name": "EDM2Network", "vae": None, "trained": False}
+    (folder / "config.json").write_text(json.dumps(told))
+    save_file(network.state_dict(), folder / "diffusion_pytorch_model.safetensors")
+
+
+def small(path: Path) -> Benchmark:
+    """Two seeds of each range, a fifth of the steps, float32, images of 8 pixels."""
+    found = benchmarks.load(path)
+    models = {
+        label: spec.model_copy(update={"size": 8, "batch": 2, "dtype": "float32"})
+        for label, spec in found.models.items()
+    }
+    methods = {}
+    for label, spec in found.methods.items():
+        steps = {**found.sampler, **spec.sampler}["steps"] // 8
+        guidance = spec.guidance
+        if isinstance(guidance, dict) and "steps" in guidance.get("cfg", {}):
+            guidance = {"cfg": guidance["cfg"] | {"steps": [2, 2]}}
+        methods[label] = spec.model_copy(update={"sampler": spec.sampler | {"steps": steps}, "guidance": guidance})
+    return found.model_copy(update={"models": models, "methods": methods})
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * ("preset" in name or name == EDM2[0])) for name in EDM2]
+)
+def test_a_benchmark_runs_from_its_file_to_its_table(name: str, machine: Path) -> None:
+    benchmark = small(FOLDER / f"{name}.yaml")
+    path = machine / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(benchmark.model_dump(mode="json", exclude_unset=True), sort_keys=False))
+    with Display(quiet=True) as display:
+        outcome = run.run(str(path), results=machine / "results", display=display, limit=2, workers=0)
+    assert outcome.failures == []
+    cells = {
+        (model, method, prompts) for prompts in benchmark.prompts
+        for method, spec in benchmark.methods.items() for model in spec.models or benchmark.models
+    }
+    assert {(r["model"], r["method"], r["prompts"]) for r in outcome.records} == cells
+    assert {(r["n"], r["failed"]) for r in outcome.records} == {(2, 0)}
+    assert set(outcome.rows["prompt_id"]) == {"0", "1", "50000", "50001", "100000", "100001"}
+
+    best, mean = (tables.render(outcome, spec, "csv") for spec in outcome.specs)
+    rows = list(csv.DictReader(io.StringIO(best)))
+    theirs = [row for table in benchmark.published for row in published.rows(table).to_dict("records")]
+    places = {(model, method) for model, method, _ in cells} | {(row["model"], row["method"]) for row in theirs}
+    assert sorted((row["model"], row["method"]) for row in rows) == sorted(places)
+    values = {(r["model"], r["method"], r["metric"], r["prompts"]): r["value"] for r in outcome.records}
+    for row in rows:
+        three = [values.get((row["model"], row["method"], "fid", prompts)) for prompts in benchmark.prompts]
+        assert row["fid"] == ("" if None in three else repr(min(three)))
+    printed = {(r["model"], r["method"], r["metric"]): r["value"] for r in theirs}
+    shown = {(r["model"], r["method"], "fid"): float(r["fid:published"]) for r in rows if r["fid:published"]}
+    assert shown == {key: value for key, value in printed.items() if key[2] == "fid"}
+    assert {row["model"] for row in csv.DictReader(io.StringIO(mean))} == {model for model, _, _ in cells}
