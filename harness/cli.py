@@ -364,11 +364,16 @@ def reference(
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="What to train: shapes or noise-refine.")],
+    name: Annotated[str, typer.Argument(help="What to train: shapes, shapes-edm2 or noise-refine.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and the finished weights; default runs/NAME.")
     ] = None,
-    stage: Annotated[list[str] | None, typer.Option(help="shapes: only this stage (in order, repeatable).")] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="shapes, shapes-edm2: only this stage (in order, repeatable).")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="shapes-edm2: steps of each network, in place of the recipe's.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="noise-refine: a recipe's name or the path of its YAML file.")] = "shapes",
     processes: Annotated[int | None, typer.Option(min=1, help="CPU processes of one thread each, or GPUs.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -383,10 +388,14 @@ def train(
 
     harness train shapes
 
+    harness train shapes-edm2 --steps 500 --out runs/try
+
     harness train noise-refine --recipe shapes --out runs/refiner
     """
-    if name not in ("shapes", "noise-refine"):
-        raise HarnessError(f"nothing called {name!r} can be trained here; known: shapes, noise-refine")
+    if name not in ("shapes", "shapes-edm2", "noise-refine"):
+        raise HarnessError(f"nothing called {name!r} can be trained here; known: shapes, shapes-edm2, noise-refine")
+    if steps is not None and name != "shapes-edm2":
+        raise HarnessError("--steps belongs to 'harness train shapes-edm2'")
     folder = out or Path("runs") / name
     several = processes or (2 if device == "cpu" else 1)
     _devices(device, several)
@@ -394,6 +403,13 @@ def train(
         if stage or shipped or evaluate:
             raise HarnessError("--stage, --continue and --evaluate belong to 'harness train shapes'")
         _train_refiner(recipe, folder, several, device)
+        return
+    if device != "cpu" and several != 1:
+        raise HarnessError(f"--device {device} trains the shapes models in one process, not in {several}")
+    if name == "shapes-edm2":
+        if shipped or evaluate:
+            raise HarnessError("--continue and --evaluate belong to 'harness train shapes'")
+        _train_edm2(folder, stage, steps, several, device)
         return
     from harness.shapes import evaluate as measure
     from harness.shapes.train import STEPS
@@ -407,14 +423,27 @@ def train(
         }
         typer.echo(json.dumps(figures, indent=1))
         return
-    for wanted in stage or ():
-        if wanted not in STEPS:
-            raise HarnessError(f"--stage {wanted}: no such stage; the stages are {', '.join(STEPS)}")
-    if device != "cpu" and several != 1:
-        raise HarnessError(f"--device {device} trains the shapes models in one process, not in {several}")
+    chosen = _stages(stage, list(STEPS))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     start = measure.WEIGHTS if shipped else None
-    train_shapes(folder, stages=stage, processes=several, device=device, continue_from=start)
+    train_shapes(folder, stages=chosen, processes=several, device=device, continue_from=start)
+
+
+def _train_edm2(folder: Path, stages: list[str] | None, steps: int | None, processes: int, device: str) -> None:
+    from harness.shapes import train_edm2 as edm2
+
+    chosen = _stages(stages, list(edm2.STEPS))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    few = dict.fromkeys(edm2.STEPS, steps) if steps is not None else None
+    edm2.train(folder, stages=chosen, processes=processes, device=device, steps=few)
+
+
+def _stages(wanted: list[str] | None, known: list[str]) -> list[str] | None:
+    """The stages that --stage names."""
+    for name in wanted or ():
+        if name not in known:
+            raise HarnessError(f"--stage {name}: no such stage; the stages are {', '.join(known)}")
+    return wanted
 
 
 def _devices(device: str, processes: int) -> None:

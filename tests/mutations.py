@@ -55,6 +55,13 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("randn(key.place + 1, *shape)", "randn(1, *shape)"),
         ("schedule.evaluations[0]", "schedule.evaluations[-1]"),
     ],
+    ("shapes/train_edm2.py", "tests/shapes/test_edm2.py"): [
+        ("(sigma**2 + data**2)", "(sigma**2 - data**2)"),
+        ("/ (sigma * data) ** 2", "/ (sigma * data)"),
+        ("/ u.exp() + u", "/ u.exp() - u"),
+        ("** (self.exponent + 1)", "** self.exponent"),
+        ("self.decay_from) ** 0.5", "self.decay_from) ** 1.0"),
+    ],
     ("analysis/comparison.py", "tests/analysis/test_comparison.py"): [
         ('delta = rows["value"].to_numpy(float) - rows', 'delta = -rows["value"].to_numpy(float) + 2 * rows'),
         ("if grouped else None, info.higher_is_better)", "if grouped else None, True)"),

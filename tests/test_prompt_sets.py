@@ -56,6 +56,7 @@ SHEET = {
     "pick-a-pic-v2": (487, 0, "486", 487), "t2i-compbench": (2400, 8, "3d_spatial/299", None),
     "imagenet-seeds": (150_000, 3, "149999", 1),
     "shapes": (240, 6, "color-attr-039", 240), "shapes-seen": (240, 6, "color-attr-039", 240),
+    "shapes-classes": (36, 6, "orange-rings", 36),
 }
 
 
@@ -457,7 +458,7 @@ def test_columns_mean_nothing_for_seeds(tmp_path: Path) -> None:
 
 
 def test_every_set_has_a_small_file() -> None:
-    assert set(SMALL) | {"shapes", "shapes-seen", "shapes-orbits"} == set(SETS)
+    assert set(SMALL) | {"shapes", "shapes-seen", "shapes-orbits", "shapes-classes"} == set(SETS)
 
 
 def test_the_orbits_of_solids_are_made_by_the_command_that_is_told(

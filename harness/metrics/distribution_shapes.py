@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from harness.errors import HarnessError
+from harness.frechet import Moments
 from harness.metrics import clip
 from harness.metrics.base import DistributionMetric, Reference
 from harness.metrics.distances import Frechet, GaussianMMD
-from harness.metrics.reference import find_reference, read_reference, reference_file, write_reference
+from harness.metrics.reference import find_reference, read_reference, reference_file, shipped_file, write_reference
 from harness.registry import HOW
 from harness.weights import content_digest, is_trained, sha256_of
 
@@ -106,5 +108,24 @@ def make_reference(weights: str = "builtin:shapes-clip", images: np.ndarray | No
     return path
 
 
+def make_class_reference(number: int = 18_000) -> Path:
+    """Writes the reference `builtin:shapes-classes`: moments of the features of fresh renders, the 36 classes in turn.
+
+    The renders are none of those that the class-conditional models learn from (another seed).
+    """
+    from harness.shapes.classes import REFERENCE_SEED, class_images
+
+    folder = clip.locate("builtin:shapes-clip")
+    tower = clip.opened(folder, "cpu")
+    images = (image for _, image in class_images(number, REFERENCE_SEED))
+    features = [tower.images(np.stack(part)).numpy() for part in iter(lambda: list(islice(images, 500)), [])]
+    path = shipped_file("shapes-classes", FrechetShapesCLIP.extractor)
+    said = f"projected image embeddings, not normalised, of {number} renders of the shapes classes"
+    moments = Moments.of(np.concatenate(features))
+    write_reference(path, None, said, sha256_of(clip.model_file(folder)), moments=moments)
+    return path
+
+
 if __name__ == "__main__":
     print(make_reference(sys.argv[1] if len(sys.argv) > 1 else "builtin:shapes-clip"))
+    print(make_class_reference())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.frechet import Moments
 from harness.metrics.base import Reference
+from harness.registry import nearest
 
 # What is done to an image before the network sees it. Statistics of two of these must not be compared.
 PREPROCESSINGS = {
@@ -52,13 +54,26 @@ def named_file(name: str, extractor: str) -> Path:
     return weights.home() / "references" / name / f"{extractor}.safetensors"
 
 
+def shipped_file(name: str, extractor: str) -> Path:
+    """Where what an extractor made of the images of `builtin:NAME` ships with this package."""
+    return Path(str(resources.files("harness"))) / "shapes" / "references" / name / f"{extractor}.safetensors"
+
+
 def find_reference(name: str, extractor: str, metric: str) -> Path:
-    """The file that a metric's parameter `statistics` means: a path, a published one in the catalogue of what `harness
-    fetch` gets, or a name given to `harness reference`.
+    """The file that a metric's parameter `statistics` means: `builtin:NAME` for one that ships, a path, a published one
+    in the catalogue of what `harness fetch` gets, or a name given to `harness reference`.
 
     Raises:
         HarnessError: there is none; the message says how to make it.
     """
+    if name.startswith("builtin:"):
+        shipped = shipped_file(name.removeprefix("builtin:"), extractor)
+        if shipped.is_file():
+            return shipped
+        known = sorted(path.parent.name for path in shipped.parent.parent.glob(f"*/{extractor}.safetensors"))
+        raise HarnessError(
+            f"reference {name!r} does not ship with this package for {metric}: {nearest(name.partition(':')[2], known)}"
+        )
     path = Path(name).expanduser()
     if path.is_file():
         return path.resolve()

@@ -51,6 +51,7 @@ class Stage:
     decay = 0.4  # the last share of the steps, over which the learning rate falls linearly
     final = 0.02  # share of the learning rate that is left at the end
     ema = 0.998
+    clip: float | None = 1.0  # largest norm of all gradients together
     model: nn.Module
 
     def loss(self, draws: Draws, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -70,6 +71,10 @@ class Stage:
         start = steps * (1 - self.decay)
         fall = 1.0 if step < start else max(0.0, (steps - step) / (steps - start))
         return self.lr * min(1.0, (step + 1) / self.warmup) * (self.final + (1 - self.final) * fall)
+
+    def keep(self, step: int) -> float:
+        """The share of the averaged weights that stays at a step."""
+        return min(self.ema, (1 + step) / (10 + step))
 
 
 @dataclass
@@ -160,10 +165,10 @@ def _train(rank: int, make: Callable[..., Stage], settings: Settings, port: int 
             for p in params:
                 p.grad = flat[offset : offset + p.numel()].view_as(p)
                 offset += p.numel()
-        nn.utils.clip_grad_norm_(params, 1.0)
+        if stage.clip is not None:
+            nn.utils.clip_grad_norm_(params, stage.clip)
         optimizer.step()
-        keep = min(stage.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(average, [p.detach() for p in params], 1 - keep)
+        torch._foreach_lerp_(average, [p.detach() for p in params], 1 - stage.keep(step))
         step += 1
         stop = late > 0 or (settings.stop_after is not None and step - first >= settings.stop_after)
         if rank == 0 and (step % settings.every == 0 or step == settings.steps or stop):

@@ -49,13 +49,15 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def _digest(folder: Path) -> str:
+def digest(folder: Path) -> str:
+    """Names what the safetensors of a folder hold."""
     files = sorted(folder.glob("*.safetensors"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
 
 
 @torch.no_grad()
-def _encode_part(job: tuple[str, str, str]) -> None:
+def encode_part(job: tuple[str, str, str]) -> None:
+    """Encodes a part's ``images.npy`` (its folder, the autoencoder's, the file's name), times the scaling factor."""
     part, vae_folder, name = job
     if (Path(part) / name).exists():
         return
@@ -74,10 +76,10 @@ def prepare(data: str, scenes: int, parts: str, processes: int = 2) -> None:
     """Encode every scene's latent and every caption's states once; ``parts`` holds the trained ``vae`` and ``text``."""
     world = load_world(data, scenes, processes)
     vae, text = Path(parts) / "vae", Path(parts) / "text"
-    name = f"latents-{_digest(vae)}.npy"
+    name = f"latents-{digest(vae)}.npy"
     jobs = [(str(p), str(vae), name) for p in part_folders(data, scenes)]
-    run_jobs(_encode_part, [job for job in jobs if not (Path(job[0]) / name).exists()], processes)
-    states = Path(data) / f"states-{scenes}-{_digest(text)}.npy"
+    run_jobs(encode_part, [job for job in jobs if not (Path(job[0]) / name).exists()], processes)
+    states = Path(data) / f"states-{scenes}-{digest(text)}.npy"
     if not states.exists():
         model = CLIPTextModelWithProjection.from_pretrained(text).eval()
         ids = torch.tensor(tokenize(["", *world.texts]))
@@ -113,8 +115,8 @@ class UNetStage(Stage):
         self.world, self.batch, self.device = load_world(data, scenes, 1), batch, device
         self.dropout, self.power, self.parts = dropout, power, Path(parts)
         vae, text = self.parts / "vae", self.parts / "text"
-        self.latents = np.concatenate([np.load(p / f"latents-{_digest(vae)}.npy") for p in part_folders(data, scenes)])
-        self.states = np.load(Path(data) / f"states-{scenes}-{_digest(text)}.npy", mmap_mode="r")
+        self.latents = np.concatenate([np.load(p / f"latents-{digest(vae)}.npy") for p in part_folders(data, scenes)])
+        self.states = np.load(Path(data) / f"states-{scenes}-{digest(text)}.npy", mmap_mode="r")
         self.alphas = make_scheduler().alphas_cumprod
         self.model = UNet2DConditionModel.from_pretrained(init).float() if init else make_unet()
         self.taste = np.array(taste) if taste else None  # how often which task's captions, mixed last
