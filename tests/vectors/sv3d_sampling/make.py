@@ -45,20 +45,25 @@ def guiders() -> dict[str, dict[str, list[float]]]:
     }
 
 
-def sampled(case: dict[str, Any]) -> torch.Tensor:
-    from sgm.modules.diffusionmodules.denoiser import Denoiser
+def sampler_of(case: dict[str, Any], frames: int) -> Any:
     from sgm.modules.diffusionmodules.sampling import EulerEDMSampler
-    from sgm.modules.diffusionmodules.wrappers import OpenAIWrapper
 
     names = {"triangle": "TrianglePredictionGuider", "linear": "LinearPredictionGuider"}
     guider: dict[str, Any] = {"target": f"{SGM}.guiders.VanillaCFG", "params": {"scale": case["scale"]}}
     if case["shape"]:
-        params = {"max_scale": case["scale"], "num_frames": parts.FRAMES}
+        params = {"max_scale": case["scale"], "num_frames": frames}
         guider = {"target": f"{SGM}.guiders.{names[case['shape']]}", "params": params}
-    sampler = EulerEDMSampler(
+    return EulerEDMSampler(
         num_steps=case["steps"], device="cpu", guider_config=guider,
         discretization_config={"target": f"{SGM}.discretizer.EDMDiscretization", "params": {"sigma_max": 700.0}},
     )
+
+
+def sampled(case: dict[str, Any]) -> torch.Tensor:
+    from sgm.modules.diffusionmodules.denoiser import Denoiser
+    from sgm.modules.diffusionmodules.wrappers import OpenAIWrapper
+
+    sampler = sampler_of(case, parts.FRAMES)
     denoiser = Denoiser({"target": f"{SGM}.denoiser_scaling.VScalingWithEDMcNoise"})
     formula = parts.Formula()
 
@@ -88,6 +93,38 @@ def sampled(case: dict[str, Any]) -> torch.Tensor:
 
     latents = sampler(call, given["noise"].flatten(0, 1).clone(), cond=cond, uc=uc)
     return latents.reshape(parts.CLIPS, parts.FRAMES, *parts.LATENT)
+
+
+@torch.no_grad()
+def whole(official: str) -> dict[str, torch.Tensor]:
+    """A picture to frames by the whole engine with the tiny weights of `tests.vectors.sv3d`, as the script does it."""
+    import open_clip
+
+    from tests.vectors.sv3d import make as tiny
+
+    open_clip.factory._MODEL_CONFIGS["tiny"] = tiny.TINY_CLIP
+    engine = tiny.engine(Path(official), True)
+    tiny.fill(engine)
+    picture = torch.from_numpy(np.array(parts.small_picture())).permute(2, 0, 1)[None].float() / 255 * 2 - 1
+    noise, frames = parts.whole_noise(), parts.WHOLE_SHAPE[0]
+    batch = {
+        "cond_frames_without_noise": picture, "cond_frames": picture + 1e-5 * parts.picture_noise()[None],
+        "cond_aug": torch.full((frames,), 1e-5),
+    }
+    c, uc = engine.conditioner.get_unconditional_conditioning(
+        batch, batch_uc={key: value.clone() for key, value in batch.items()},
+        force_uc_zero_embeddings=["cond_frames", "cond_frames_without_noise"],
+    )
+    for each in (c, uc):
+        for key in ("crossattn", "concat"):
+            each[key] = each[key].repeat_interleave(frames, dim=0)
+
+    def call(x: torch.Tensor, sigma: torch.Tensor, given: dict[str, torch.Tensor]) -> Any:
+        return engine.denoiser(engine.model, x, sigma, given, num_video_frames=frames,
+                               image_only_indicator=torch.zeros(2, frames))
+
+    latents = sampler_of(parts.WHOLE, frames)(call, noise[0].clone(), cond=c, uc=uc)
+    return {"whole.latents": latents, "whole.frames": ((engine.decode_first_stage(latents) + 1) / 2).clamp(0, 1)}
 
 
 def conditioned() -> dict[str, torch.Tensor]:
@@ -136,7 +173,7 @@ def main(official: str) -> None:
     script = (Path(official) / "scripts/sampling/simple_video_sample.py").read_text()
     tensors = {f"latents.{name}": sampled(case) for name, case in parts.settings().items()}
     tensors |= {f"picture.{name}": prepared(script, picture) for name, picture in parts.drawn().items()}
-    tensors |= conditioned()
+    tensors |= conditioned() | whole(official)
     levels = torch.tensor([700.0, 30.0, 1.0, 0.05, 0.002])
     about = {
         "guiders": guiders(),

@@ -6,6 +6,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from harness.identity import seed64
+
 FRAMES, CLIPS = 5, 2
 LATENT = (4, 4, 4)  # of a frame
 WIDTH = 6  # of an embedding
@@ -55,6 +57,27 @@ def waves(size: int) -> Tensor:
     place = torch.linspace(0, 9, size)
     rows = [torch.sin(place[:, None] * (k + 1)) * torch.cos(place[None, :] * (3 - k) + k) for k in range(3)]
     return torch.stack(rows)[None]
+
+
+WHOLE = {"steps": 8, "shape": "triangle", "scale": 2.5}
+WHOLE_SHAPE = (3, 4, 8, 8)  # of one clip's latents
+
+
+def small_picture() -> Image.Image:
+    """A picture of 16 x 16 pixels without transparency."""
+    levels = ((waves(16)[0].permute(1, 2, 0) * 0.5 + 0.5) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.numpy())
+
+
+def picture_noise() -> Tensor:
+    """What is added to it at a strength of 1e-5, as the prompt "whole" draws it."""
+    generator = torch.Generator().manual_seed(seed64("cond_aug/whole"))
+    return torch.randn((3, 16, 16), generator=generator)
+
+
+def whole_noise() -> Tensor:
+    """The noise `[1, F, C, H, W]` of a clip of the tiny weights."""
+    return torch.randn((1, *WHOLE_SHAPE), generator=torch.Generator().manual_seed(5))
 
 
 def settings() -> dict[str, dict[str, Any]]:
