@@ -778,7 +778,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("estimate.py", "tests/test_check.py"): [
         ("samples / 3600 * sum(", "samples / 60 * sum("),
-        ("sum(side(spec) ** 2 for", "sum(side(spec) for"),
+        ("side(spec) ** 2 * here", "side(spec) * here"),
         ("everything * len(features) *", "samples * len(features) *"),
         ("(1 + len(features) + len(scores))", "(1 + len(scores))"),
         ("(side(spec) / at) ** 2", "(side(spec) / at)"),
