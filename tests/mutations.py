@@ -202,7 +202,6 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("torch.as_tensor(timestep, dtype", "torch.as_tensor(timestep / 2, dtype"),
     ],
     ("diffusion/edm2.py", "tests/diffusion/test_edm2.py"): [
-        ("if not classes or label is None or", "if not classes or not label or"),
         ("label is None or 0 <= label < classes", "label is None or 0 <= label <= classes"),
         ("made *= folders.factor(config)", "made *= 8"),
         ("empty.config.classes)", "8)"),
