@@ -237,10 +237,10 @@ class Worker:
             for row, image in zip(rows, images, strict=True):
                 if image is not None or row["damaged"]:
                     found[ids[row["sample_id"]]] = row["damaged"] if image is None else image
-        files = [c for c in wanted if isinstance(c.source, tuple)]
-        paths = [(path, c.size) for c in files for path in c.source]
+        files = {c: c.source for c in wanted if isinstance(c.source, tuple)}
+        paths = [(path, c.size) for c, source in files.items() for path in source]
         loaded = iter(list(self.decoders.map(_picture, paths)))  # all at once: a still is a single one
-        return found | {c: _clip([next(loaded) for _ in c.source]) for c in files}
+        return found | {c: _clip([next(loaded) for _ in source]) for c, source in files.items()}
 
     def _outcomes(self, label: str, samples: "Sequence[_Sample]") -> list[Any]:
         """What a metric makes of every sample, in their order: (value, detail) or features, or why neither."""
