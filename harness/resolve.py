@@ -372,7 +372,7 @@ def _lacking(
         if method.judge is not None and frames > 1 and getattr(metrics[method.judge].metric, "only_stills", False):
             found.append(
                 f"judge {method.judge!r} is defined for stills, and family {model.spec.family!r} (models.{label}) "
-                f"makes clips of {frames} frames: take a judge that scores clips, or name the models with 'models: [...]'"
+                f"makes clips of {frames} frames: take a judge that scores clips, or name models with 'models: [...]'"
             )
         if getattr(method.method.guidance, "needs_frames", False) and frames == 1:
             found.append(

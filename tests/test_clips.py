@@ -200,6 +200,7 @@ def test_a_changed_picture_of_the_orbit_scores_its_object_anew(folder: Path) -> 
 
 
 def test_a_changed_conditioning_picture_is_refused_until_the_old_clips_go(folder: Path) -> None:
+    go(folder)  # from now on the copy's own pictures are the run's
     before = clips(folder, "plain")
     images = folder / "orbits" / "box" / "box_000" / "render" / "images"
     shutil.copy(images / "r_3.png", images / "r_0.png")
@@ -209,7 +210,7 @@ def test_a_changed_conditioning_picture_is_refused_until_the_old_clips_go(folder
     with pytest.raises(HarnessError, match=message), Display(quiet=True) as display:
         run.score("clips", results=folder / "results", display=display, workers=0)
     assert all(np.array_equal(clip, before[key]) for key, clip in clips(folder, "plain").items())
-    assert go(folder, replace=("orbits",)).failures == []
+    assert go(folder, replace=("orbits",), limit=1).failures == []
     changed = {key[0] for key, clip in clips(folder, "plain").items() if not np.array_equal(clip, before[key])}
     assert changed == {"box_000"}
 

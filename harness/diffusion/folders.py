@@ -33,7 +33,7 @@ def config(folder: Path, part: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("expected a JSON object")
     tiny = part == "vae" or found.get("_class_name") == "AutoencoderTiny"
-    if tiny and "block_out_channels" not in found:  # AutoencoderTiny's own name for it
+    if tiny and found.get("block_out_channels") is None:  # AutoencoderTiny's own name for it
         found["block_out_channels"] = found.get("decoder_block_out_channels", [64] * 4)
     return found
 
