@@ -247,7 +247,9 @@ def _same_texts(store: Store, resolved: Resolved) -> None:
 def _same_pictures(store: Store, resolved: Resolved) -> None:
     """A picture that has changed would leave the clips of the old one under the sample's id."""
     readers = [label for label, model in resolved.models.items() if model.cls.reads_pictures]
-    for label, prompts in resolved.prompts.items() if readers else ():
+    if not readers:
+        return
+    for label, prompts in resolved.prompts.items():
         images = {prompt.id: Path(prompt.image) for prompt in prompts.prompts if prompt.image is not None}
         now = {prompt_id: sha256_of(path) if path.is_file() else None for prompt_id, path in images.items()}
         for model in readers:

@@ -131,7 +131,7 @@ class SV3D(VarianceExploding):
             frames = folders.config(folder, "unet").get("num_frames")
         except (OSError, ValueError):  # named by `problems`
             return FRAMES
-        return frames if _is_count(frames) else FRAMES
+        return int(frames) if _is_count(frames) else FRAMES
 
     @classmethod
     def prompt_problems(cls, folder: Path, prompts: Sequence[Prompt]) -> list[str]:
