@@ -48,7 +48,7 @@ def is_transparent(path: Path) -> bool:
     read, which `open_picture` names."""
     try:
         with Image.open(path) as file:
-            return bool(file.has_transparency_data and file.convert("RGBA").getchannel("A").getextrema()[0] < 255)
+            return file.has_transparency_data and np.array(file.convert("RGBA"))[..., 3].min() < 255
     except Exception:  # Pillow raises a dozen kinds for broken files
         return False
 

@@ -128,7 +128,7 @@ class SV3D(VarianceExploding):
     def frames_of(cls, folder: Path) -> int:
         """As the UNet's configuration says; without a word of it 21, and not the library's 25 of another model."""
         try:
-            frames = folders.config(folder, "unet").get("num_frames")
+            frames = folders.config(folder, "unet").get("num_frames", FRAMES)
         except (OSError, ValueError):  # named by `problems`
             return FRAMES
         return int(frames) if _is_count(frames) else FRAMES
