@@ -9,7 +9,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +317,7 @@ def _orbits(path: Path) -> list[Row]:
             frames = [frame.relative_to(path).as_posix() for frame in _frames(images)]
             if not frames:
                 raise HarnessError(f"{found}: no rendered frames in {images}; {layout}")
+            _must_go_round(images, [Path(frame).stem for frame in frames])
             rows.append((f"{category.name}/{number}", {
                 "id": f"{category.name}-{found.name}" if not found.name.startswith(category.name) else found.name,
                 "prompt": category.name.replace("_", " "), "category": category.name, "object": found.name,
@@ -325,6 +326,21 @@ def _orbits(path: Path) -> list[Row]:
     if not rows:
         raise HarnessError(f"{path}: holds no objects; {layout}")
     return rows
+
+
+def _must_go_round(path: Path, names: Sequence[str]) -> None:
+    """Frames with one number each must have those of a whole orbit: a gap would shift all azimuths behind it."""
+    parts = [re.findall(r"\d+", name) for name in names]
+    if any(len(each) != 1 for each in parts):
+        return
+    numbers = [int(number) for number, in parts]
+    if numbers not in (list(range(len(names))), list(range(1, len(names) + 1))):
+        first = min(numbers[0], 1)
+        wrong = next(at for at, number in enumerate(numbers) if number != first + at)
+        raise HarnessError(
+            f"{path}: {names[wrong]} stands where number {first + wrong} was expected: the numbers of an orbit's "
+            f"{len(names)} frames must run from 0 or 1 without a gap, each once"
+        )
 
 
 def _must_be_a_folder(path: Path, of: str) -> None:

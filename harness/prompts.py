@@ -11,7 +11,7 @@ from harness.benchmark import HUB, PromptSpec
 from harness.errors import HarnessError
 from harness.identity import seed64
 from harness.manifest import Form, Manifest
-from harness.pictures import placed
+from harness.orbit_pictures import placed
 from harness.prompt_differences import OR_ACCEPT
 from harness.prompt_files import Prompt, prompts_sha256, read_file
 from harness.prompt_sources import Located, form_as_it_is, locate, verify

@@ -23,9 +23,12 @@ from harness.metrics.load import metric_identity
 from harness.noise.best_of_n import BestOfN
 from harness.noise.gaussian import Gaussian
 from harness.noise.zero_order_search import ZeroOrderSearch
-from harness.pictures import to_compare
+from harness.orbit_pictures import to_compare
 from harness.plan import Cell
 from harness.prompts import PromptSet
+
+# What a paired metric without `against` compares with; in its digest, so it changes with what is done to the picture.
+THE_PROMPTS_OWN = "the image that the prompt names, on white, Lanczos to the sample's size where the shapes agree"
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
             judge = methods[label].judge
             if judge is not None and metrics[judge].missing is not None:
                 lacking[f"methods.{label}"] = f"judge {method.judge!r}: {metrics[judge].missing}"
-            problems += [f"methods.{label}: {text}" for text in _lacking(methods[label], models)]
+            problems += [f"methods.{label}: {text}" for text in _lacking(methods[label], models, metrics)]
         except (HarnessError, ValueError) as error:
             problems.append(f"methods.{label}: {error}")
     for label in metrics:
@@ -327,7 +330,7 @@ def _compared(
                     to_compare(prompt, frames)
     if found.missing is not None or (against and against not in methods):
         return found
-    what = digest(methods[against].identity) if against else "the image that the prompt names"
+    what = digest(methods[against].identity) if against else THE_PROMPTS_OWN
     parameters = {key: value for key, value in found.identity["parameters"].items() if key != "against"}
     content = found.identity["content"] | {"against": what}
     return replace(found, identity=found.identity | {"parameters": parameters, "content": content})
@@ -352,7 +355,9 @@ def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedM
     return ResolvedMethod(spec, method, sampler, judge.metric.name if judge else None, identity)
 
 
-def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[str]:
+def _lacking(
+    method: ResolvedMethod, models: dict[str, ResolvedModel], metrics: dict[str, ResolvedMetric]
+) -> list[str]:
     """What a method asks that a model of this benchmark cannot do."""
     found = []
     sampler: Sampler = method.method.sampler
@@ -363,7 +368,13 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
         if wrong:
             found += [f"with models.{label}: {text}" for text in wrong]
             continue
-        if getattr(method.method.guidance, "needs_frames", False) and model.cls.frames_of(model.folder) == 1:
+        frames = model.cls.frames_of(model.folder)
+        if method.judge is not None and frames > 1 and getattr(metrics[method.judge].metric, "only_stills", False):
+            found.append(
+                f"judge {method.judge!r} is defined for stills, and family {model.spec.family!r} (models.{label}) "
+                f"makes clips of {frames} frames: take a judge that scores clips, or name models with 'models: [...]'"
+            )
+        if getattr(method.method.guidance, "needs_frames", False) and frames == 1:
             found.append(
                 f"{type(method.method.guidance).__name__} weighs the frames of a clip, and family "
                 f"{model.spec.family!r} (models.{label}) makes stills"

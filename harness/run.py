@@ -33,7 +33,8 @@ from harness.plan import Cell, shards, total
 from harness.resolve import Resolved, ResolvedMetric, resolve
 from harness.scoring import score_units
 from harness.store import Store
-from harness.units import GenerateUnit, Report, ScoreUnit
+from harness.units import PICTURE, GenerateUnit, Report, ScoreUnit
+from harness.weights import sha256_of
 
 ROWS = [
     "sample_id", "frame", "model", "method", "prompts", "prompt_id", "category", "seed",
@@ -139,6 +140,7 @@ def score(
     """Scores what a run has generated, with `metrics` beside its own."""
     store, resolved = opened(run_name, results, metrics)
     _quarantine(store, display)
+    _same_pictures(store, resolved)
     kept = store.read_benchmark()
     assert kept is not None
     store.write_benchmark(_grown(kept, resolved, Path(kept["source"])))
@@ -219,6 +221,7 @@ def _agree(store: Store, resolved: Resolved, replace: tuple[str, ...]) -> None:
             f"run under another name with --as NEW-NAME, or throw the old rows away with --replace LABEL"
         )
     _same_texts(store, resolved)
+    _same_pictures(store, resolved)
     store.write_benchmark(kept)
 
 
@@ -239,6 +242,26 @@ def _same_texts(store: Store, resolved: Resolved) -> None:
                     f"prompts.{label}: prompt {prompt_id!r} reads {texts[prompt_id]!r} now, but {text!r} in "
                     f"{store.root}. Give the new prompt another id, run with --as NEW-NAME or --replace {label}"
                 )
+
+
+def _same_pictures(store: Store, resolved: Resolved) -> None:
+    """A picture that has changed would leave the clips of the old one under the sample's id."""
+    readers = [label for label, model in resolved.models.items() if model.cls.reads_pictures]
+    if not readers:
+        return
+    for label, prompts in resolved.prompts.items():
+        images = {prompt.id: Path(prompt.image) for prompt in prompts.prompts if prompt.image is not None}
+        now = {prompt_id: sha256_of(path) if path.is_file() else None for prompt_id, path in images.items()}
+        for model in readers:
+            rows = store.read("images", columns=["prompt_id", "record"], model=model, prompts=label)
+            for prompt_id, record in dict.fromkeys(zip(rows["prompt_id"], rows["record"], strict=True)):
+                before = json.loads(record).get(PICTURE) if isinstance(record, str) else None
+                if before is not None and now.get(prompt_id, before) != before:
+                    raise HarnessError(
+                        f"prompts.{label}: the picture of prompt {prompt_id!r}, {images[prompt_id]}, is not the one "
+                        f"that models.{model} in {store.root} was given (its SHA-256 was {before[:12]}...). Put that "
+                        f"one back, run with --as NEW-NAME or --replace {label}"
+                    )
 
 
 def _difference(old: Any, new: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import pictures
+from harness import orbit_pictures
 from harness.errors import HarnessError
 from harness.identity import digest
 from harness.metrics.base import DistributionMetric, PairedMetric
@@ -88,7 +88,7 @@ def _by_files(rows: pd.DataFrame, prompts: dict[str, Prompt]) -> dict[str, Count
     for row in rows.drop_duplicates("sample_id").to_dict("records"):
         if row["prompt_id"] in prompts:
             try:
-                files = pictures.to_compare(prompts[row["prompt_id"]], int(frames[row["sample_id"]]))
+                files = orbit_pictures.to_compare(prompts[row["prompt_id"]], int(frames[row["sample_id"]]))
             except HarnessError as error:
                 found[row["sample_id"]] = str(error)
                 continue

@@ -5,6 +5,8 @@ from typing import Any
 
 from harness.prompts import Prompt
 
+PICTURE = "picture_sha256"  # where a sample's record says which picture its model was given
+
 
 @dataclass(frozen=True)
 class Part:

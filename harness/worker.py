@@ -32,7 +32,8 @@ from harness.metrics.load import load_metric
 from harness.prompts import Prompt
 from harness.seeding import row_key
 from harness.store import NO_IMAGE, Store
-from harness.units import Counterpart, GenerateUnit, Part, Report, Row, ScoreUnit
+from harness.units import PICTURE, Counterpart, GenerateUnit, Part, Report, Row, ScoreUnit
+from harness.weights import sha256_of
 
 __all__ = ["DeviceLost", "Job", "MethodJob", "MetricJob", "ModelJob", "Slot", "Worker"]
 
@@ -149,7 +150,7 @@ class Worker:
                 "nfe_by_network": result.nfe_by_network[i],
                 "grad_evals": int(result.grad_evals[i]),
                 "flops": float(result.flops[i]),
-                "record": result.records[i] if result.records else {},
+                "record": (result.records[i] if result.records else {}) | _picture_read(model, row.prompt),
                 "seconds": seconds,
                 "batch": len(padded),
             }
@@ -380,6 +381,11 @@ def _features(metric: DistributionMetric, images: np.ndarray) -> list[np.ndarray
         raise ValueError(f"features of shape {list(features.shape)} for {len(images)} images")
     bad = ~np.isfinite(features).all(axis=1)
     return ["the features are not finite" if bad[k] else features[k] for k in range(len(images))]
+
+
+def _picture_read(model: Diffusion, prompt: Prompt) -> dict[str, str]:
+    """What a sample's record says of the picture that it was made from: a changed one makes another sample."""
+    return {PICTURE: sha256_of(Path(prompt.image))} if model.reads_pictures and prompt.image is not None else {}
 
 
 def _picture(wanted: tuple[str, tuple[int, int] | None]) -> np.ndarray | str:

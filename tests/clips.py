@@ -24,6 +24,7 @@ class Turntable(Diffusion):
     family = "turntable"
     native = "epsilon"
     samplers = ("euler",)
+    reads_pictures = True
     trained = False
 
     @classmethod

@@ -39,7 +39,9 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("render(solids, 360 * k / frames, size)", "render(solids, 360 * k / (frames + 1), size)"),
         ("if normal[2] > 0:", "if normal[2] < 0:"),
     ],
-    ("pictures.py", "tests/test_clips.py"): [("orbit[(i + 1) * every % len(orbit)]", "orbit[i * every % len(orbit)]")],
+    ("orbit_pictures.py", "tests/test_clips.py"): [
+        ("orbit[(i + 1) * every % len(orbit)]", "orbit[i * every % len(orbit)]"),
+    ],
     ("scoring.py", "tests/test_clips.py"): [("else digest(hashes), size)", "else digest(files), size)")],
     ("images.py", "tests/test_clips.py"): [('Image.new("RGBA", image.size, "white")', 'Image.new("RGBA", image.size)')],
     ("noise/nlg.py", "tests/noise/test_nlg.py"): [
@@ -548,7 +550,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("scaled.split(TOGETHER)", "scaled.split(TOGETHER - 1)"),
         ('f"cond_aug/{prompt_id}"', '"cond_aug"'),
     ],
-    ("diffusion/picture.py", "tests/diffusion/test_sv3d.py"): [
+    ("diffusion/conditioning_picture.py", "tests/diffusion/test_sv3d.py"): [
         ("side // 2 - width // 2", "(side - width) // 2"),
         ("* alpha + (1 - alpha)) * 255", "* alpha) * 255"),
         ("Image.Resampling.LANCZOS))", "Image.Resampling.BILINEAR))"),
@@ -737,7 +739,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('not in ("Cc", "Cs")', 'not in ("Cc",)'),
         ("if not text.strip() and not allow_empty:", "if not text.strip():"),
         ("int(place.rpartition", "1 + int(place.rpartition"),
-        ("if not is_inside(key):", "if False:"),
+        ("not is_inside(key):", "False:"),
     ],
     ("prompt_sources.py", "tests/test_accept.py"): [
         ("as_it_is = found.manifest is not None", "as_it_is = False"),

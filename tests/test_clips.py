@@ -20,7 +20,7 @@ from harness.errors import HarnessError
 from harness.images import decode
 from harness.metrics.load import load_metric
 from harness.metrics.ssim import ssim
-from harness.pictures import to_compare
+from harness.orbit_pictures import to_compare
 from harness.prompts import Prompt
 from harness.shapes.orbit import write_orbits
 from harness.store import Store
@@ -199,6 +199,30 @@ def test_a_changed_picture_of_the_orbit_scores_its_object_anew(folder: Path) -> 
     assert len(changed) == 4
 
 
+def test_a_changed_conditioning_picture_is_refused_until_the_old_clips_go(folder: Path) -> None:
+    go(folder)  # from now on the copy's own pictures are the run's
+    before = clips(folder, "plain")
+    images = folder / "orbits" / "box" / "box_000" / "render" / "images"
+    shutil.copy(images / "r_3.png", images / "r_0.png")
+    message = r"prompts\.orbits: the picture of prompt 'box_000', .*r_0\.png, is not the one .*--as .*--replace orbits"
+    with pytest.raises(HarnessError, match=message):
+        go(folder)
+    with pytest.raises(HarnessError, match=message), Display(quiet=True) as display:
+        run.score("clips", results=folder / "results", display=display, workers=0)
+    assert all(np.array_equal(clip, before[key]) for key, clip in clips(folder, "plain").items())
+    assert go(folder, replace=("orbits",), limit=1).failures == []
+    changed = {key[0] for key, clip in clips(folder, "plain").items() if not np.array_equal(clip, before[key])}
+    assert changed == {"box_000"}
+
+
+def test_a_judge_of_stills_is_refused_for_clips(folder: Path) -> None:
+    write(folder, methods={"best": {"noise": {"best_of_n": {"candidates": 2}}, "judge": "geneval-shapes"}}, metrics=[],
+          tables=[{}])
+    said = "methods.best: judge 'geneval-shapes' is defined for stills, and family 'tests.clips:Turntable'"
+    with pytest.raises(HarnessError, match=said):
+        go(folder)
+
+
 def test_a_run_of_clips_opens_in_datasets_and_in_a_grid(made: Path) -> None:
     files = [str(path) for path in written(made)]
     loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(made / "cache"))
@@ -285,7 +309,10 @@ def test_thirty_of_many_objects_are_a_fixed_choice(tmp_path: Path) -> None:
 
 def test_pictures_of_another_size_are_resized_and_those_of_another_shape_refused(folder: Path) -> None:
     before = scores(folder).set_index("sample_id")["value"]
-    write_orbits(folder / "orbits", objects=3, frames=AROUND, size=64)
+    larger = write_orbits(folder / "larger", objects=3, frames=AROUND, size=64)
+    for path in larger.rglob("*.png"):
+        if path.name != "r_0.png":  # which the clips were made from
+            shutil.copy(path, folder / "orbits" / path.relative_to(larger))
     images = folder / "orbits" / "octahedron" / "octahedron_002" / "render" / "images"
     Image.new("RGB", (64, 60), "white").save(images / "r_6.png")
     outcome = go(folder)

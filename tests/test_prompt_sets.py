@@ -365,7 +365,7 @@ SMALL: dict[str, tuple[dict[str, str | bytes], dict[str, Any], list[tuple[str, s
     ),
     "omniobject3d": (
         {f"blender_renders/toy_car/{key}/render/images/r_{frame}.png": b"x"
-         for key in ("toy_car_001", "2") for frame in (2, 10)},
+         for key in ("toy_car_001", "2") for frame in range(11)},
         {}, [("toy_car-2", "toy car", "toy_car"), ("toy_car_001", "toy car", "toy_car")],
     ),
 }
@@ -482,11 +482,28 @@ def test_an_orbit_is_conditioned_on_its_first_frame(small: Callable[[str], Path]
     loaded = prompts.load(PromptSpec(set="omniobject3d", path=str(folder / "blender_renders")), Path())
     first = loaded.prompts[0]
     images = loaded.folder / "toy_car" / "2" / "render" / "images"
-    assert first.image == str(images / "r_2.png")  # not r_10
-    assert first.truth == {"frames": [str(images / "r_2.png"), str(images / "r_10.png")]}
+    assert first.image == str(images / "r_0.png")
+    assert first.truth == {"frames": [str(images / f"r_{k}.png") for k in range(11)]}  # r_2 before r_10
     assert images.is_absolute()
-    assert (images / "r_2.png").is_file()
-    assert first.columns == {"object": "2", "frames": 2}
+    assert (images / "r_0.png").is_file()
+    assert first.columns == {"object": "2", "frames": 11}
+
+
+@pytest.mark.parametrize(
+    ("names", "wrong"),
+    [
+        (("r_0", "r_1", "r_3"), "r_3 stands where number 2"), (("r_2", "r_3"), "r_2 stands where number 1"),
+        (("r_0", "r_1", "r_01"), "r_1 stands where number 2"), (("0001", "0002"), None), (("r_0", "r_1"), None),
+        (("front", "back"), None), (("a_0_64", "a_4_64"), None),
+    ],
+)
+def test_the_numbered_frames_of_an_orbit_have_no_gap(tmp_path: Path, names: tuple[str, ...], wrong: str | None) -> None:
+    write(tmp_path, {f"car/car_1/render/images/{name}.png": b"x" for name in names})
+    if wrong is None:
+        assert len(read_file(tmp_path, "orbits", {})) == 1
+        return
+    with pytest.raises(HarnessError, match=rf"car_1/render/images: {wrong} was expected.* without a gap"):
+        read_file(tmp_path, "orbits", {})
 
 
 def test_other_layouts_of_orbits_are_refused_with_the_one_expected(tmp_path: Path) -> None:

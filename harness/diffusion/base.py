@@ -188,6 +188,7 @@ class Diffusion(ABC):
     requests: ClassVar[frozenset[str]] = frozenset({"cond", "uncond"})  # kinds of prediction it can give
     unconditional: ClassVar[str] = "main"  # the network that gives "uncond" predictions
     timesteps: ClassVar[bool] = True  # there are timesteps of training; else a timestep is a noise level
+    reads_pictures: ClassVar[bool] = False  # a sample depends on the picture that its prompt names
     samplers: ClassVar[tuple[str, ...]]
     trained: bool = True  # False marks random weights
     latent_shape: tuple[int, ...]  # of one row, (C, H, W), or (F, C, H, W) of a clip

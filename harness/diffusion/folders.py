@@ -29,9 +29,11 @@ def config_file(part: str) -> str:
 
 def config(folder: Path, part: str) -> dict[str, Any]:
     """A part's configuration."""
-    found: dict[str, Any] = json.loads((folder / part / config_file(part)).read_text())
+    found = json.loads((folder / part / config_file(part)).read_text())
+    if not isinstance(found, dict):
+        raise ValueError("expected a JSON object")
     tiny = part == "vae" or found.get("_class_name") == "AutoencoderTiny"
-    if tiny and "block_out_channels" not in found:  # AutoencoderTiny's own name for it
+    if tiny and found.get("block_out_channels") is None:  # AutoencoderTiny's own name for it
         found["block_out_channels"] = found.get("decoder_block_out_channels", [64] * 4)
     return found
 

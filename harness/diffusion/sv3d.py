@@ -23,13 +23,14 @@ from harness import flops
 from harness import weights as weight_files
 from harness.diffusion import folders
 from harness.diffusion.base import Conditioning, Sampler, Step
+from harness.diffusion.conditioning_picture import is_transparent, open_picture
 from harness.diffusion.edm import Grid, VarianceExploding
-from harness.diffusion.picture import open_picture
 from harness.diffusion.stable_diffusion import DECODED_PIXELS, DTYPES
 from harness.diffusion.sv3d_clip import clip_pixels
 from harness.diffusion.sv3d_unet import as_trained
 from harness.errors import HarnessError
 from harness.identity import seed64
+from harness.orbit_pictures import orbit_of
 from harness.prompts import Prompt
 from harness.quiet import quiet
 from harness.registry import nearest
@@ -39,6 +40,13 @@ NETWORKS = ("unet", "vae", "image_encoder")
 SIZE = 576  # pixels; configurations carry the 96 latent pixels of Stable Video Diffusion
 FRAMES = 21
 COND_AUG = 1e-5  # strength of the noise on the conditioning picture, and the one number that the network is told
+BLOCKS = "block_out_channels"
+COUNTS = {  # what the configurations count
+    "unet": ("num_frames", "in_channels", "out_channels", "cross_attention_dim", "addition_time_embed_dim",
+             "projection_class_embeddings_input_dim", BLOCKS),
+    "vae": ("latent_channels", BLOCKS),
+    "image_encoder": ("projection_dim", "image_size"),
+}
 TOGETHER = 14  # frames that a temporal decoder sees at once: they depend on each other
 
 
@@ -55,6 +63,7 @@ class SV3D(VarianceExploding):
     family = "sv3d"
     version = 1
     native = "v_prediction"
+    reads_pictures = True
     grid = Grid(sigma_max=700.0, precision="float32")
 
     def __init__(
@@ -119,17 +128,25 @@ class SV3D(VarianceExploding):
     def frames_of(cls, folder: Path) -> int:
         """As the UNet's configuration says; without a word of it 21, and not the library's 25 of another model."""
         try:
-            return int(folders.config(folder, "unet").get("num_frames", FRAMES))
+            frames = folders.config(folder, "unet").get("num_frames", FRAMES)
         except (OSError, ValueError):  # named by `problems`
             return FRAMES
+        return int(frames) if _is_count(frames) else FRAMES
 
     @classmethod
     def prompt_problems(cls, folder: Path, prompts: Sequence[Prompt]) -> list[str]:
-        """Prompts without a picture."""
+        """Prompts without a picture; orbits of transparent pictures, of which the first is looked at."""
+        first = next((prompt for prompt in prompts if prompt.image is not None and orbit_of(prompt)), None)
+        moved = [] if first is None or not is_transparent(Path(str(first.image))) else [
+            f"the picture of prompt {first.id!r} is transparent in part: the object is moved to the middle of it, as "
+            f"the authors do, but not in the pictures of its orbit that the clip is compared with. Lay the orbit's "
+            f"pictures on white"
+        ]
         without = [prompt.id for prompt in prompts if prompt.image is None]
         if not without:
-            return []
+            return moved
         return [
+            *moved,
             f"{len(without)} of {len(prompts)} prompts name no picture (the first is {without[0]!r}), and family "
             f"{cls.family!r} makes clips out of one: take a set of orbits, or add a column 'image' with its path"
         ]
@@ -139,11 +156,21 @@ class SV3D(VarianceExploding):
         found, configs = folders.read(folder, NETWORKS)
         if set(configs) < set(NETWORKS):
             return found
-        unet, vae, encoder = (configs[part] for part in NETWORKS)
+        unet, vae, encoder = (
+            {key: value for key, value in configs[part].items() if value is not None} for part in NETWORKS
+        )
         if vae.get("_class_name") not in VAES:
             return [*found, f"vae/ is a {vae.get('_class_name')!r}: expected {' or '.join(VAES)}"]
         if "SpatioTemporal" not in str(unet.get("_class_name")):
             return [*found, f"unet/ is a {unet.get('_class_name')!r}: expected UNetSpatioTemporalConditionModel"]
+        odd = [
+            f"{part}/config.json: {key} must be {'whole numbers' if key == BLOCKS else 'a whole number'} above 0, not "
+            f"{configs[part][key]!r}"
+            for part, keys in COUNTS.items() for key in keys
+            if configs[part].get(key) is not None and not _are_counts(configs[part][key], several=key == BLOCKS)
+        ]
+        if odd:
+            return [*found, *odd]
         width, told = unet.get("addition_time_embed_dim", 256), unet.get("projection_class_embeddings_input_dim", 768)
         if told != width:
             other = {3: "Stable Video Diffusion", 5: "SV3D-P, which is told the camera's angles"}.get(told // width)
@@ -157,7 +184,7 @@ class SV3D(VarianceExploding):
         context, given = unet.get("cross_attention_dim", 1024), encoder.get("projection_dim", 512)
         if context != given:
             found.append(f"unet/ attends to embeddings {context} wide, but image_encoder/ gives {given}")
-        pixels = folders.factor(vae) * 2 ** (len(unet.get("block_out_channels", [0] * 4)) - 1)
+        pixels = folders.factor(vae) * 2 ** (len(unet.get(BLOCKS, [0] * 4)) - 1)
         if size is not None and (size < pixels or size % pixels):
             below = max(size // pixels, 1) * pixels
             found.append(f"size: frames of {size} pixels cannot be made, the side must be a multiple of {pixels}; the "
@@ -326,6 +353,15 @@ def without_weights(network: Any) -> Any:
     """The same network with shapes alone."""
     with torch.device("meta"), quiet():  # and moved there: the library makes a few scalars elsewhere
         return type(network).from_config(network.config).to("meta").eval().requires_grad_(False)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_counts(value: object, several: bool) -> bool:
+    """Whether a value of a configuration is a whole number above 0, or a list of some."""
+    return isinstance(value, list) and bool(value) and all(map(_is_count, value)) if several else _is_count(value)
 
 
 def scalings(sigma: float) -> tuple[float, float]:

@@ -85,6 +85,7 @@ class SampleMetric(Metric):
     """A value for each image."""
 
     kind = "sample"
+    only_stills: ClassVar[bool] = False  # not defined for clips: no judge of them
 
     @abstractmethod
     def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:

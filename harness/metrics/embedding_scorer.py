@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from harness.prompts import Prompt, as_prompts
 
 class EmbeddingScorer(SampleMetric):
     """A value for each still from its embedding. A scorer says which CLIP it takes and how it rates."""
+
+    only_stills: ClassVar[bool] = True
 
     @abstractmethod
     def load(self, device: str) -> Embedder:

@@ -37,6 +37,7 @@ class GenEval(SampleMetric):
 
     version: ClassVar[int] = 1
     aggregation: ClassVar[str] = "mean_of_groups"
+    only_stills: ClassVar[bool] = True
 
     clip: str = "clip-l-14"
 

@@ -26,6 +26,7 @@ class GenEvalShapes(SampleMetric):
     name: ClassVar[str] = "geneval-shapes"
     version: ClassVar[int] = 1
     aggregation: ClassVar[str] = "mean_of_groups"
+    only_stills: ClassVar[bool] = True
 
     def content(self) -> dict[str, Any]:
         """The hash of the detector's source: it has no weights, its code is what decides."""

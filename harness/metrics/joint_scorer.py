@@ -39,6 +39,7 @@ class JointScorer(SampleMetric, Generic[M]):
     `chunk` images are shown at once: a row's value depends on the rows beside it by float32's last digits alone.
     """
 
+    only_stills: ClassVar[bool] = True
     chunk: ClassVar[int] = 32
 
     @abstractmethod

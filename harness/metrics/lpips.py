@@ -32,7 +32,8 @@ EPSILON = 1e-10
 
 @dataclass(frozen=True)
 class LPIPS(PairedMetric):
-    """0 (the same image) upwards, in practice to about 1; lower is better. Images are not resized.
+    """0 (the same image) upwards, in practice to about 1; lower is better. Both images are taken at the size that they
+    come in, which is one: the harness brings a prompt's own picture to the sample's (`harness.images.decode`).
 
     `weights` is torchvision's AlexNet (ImageNet); the linear heads are those of version 0.1 of the `lpips` package,
     as torchmetrics ships them. Equals `lpips.LPIPS(net="alex")`; torchmetrics' epsilon differs by less than 1e-6

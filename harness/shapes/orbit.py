@@ -159,7 +159,12 @@ def write_orbits(folder: Path, objects: int = 6, frames: int = FRAMES, size: int
     """Writes the scenes 0 ... objects-1 as OmniObject3D's renders lie: `<category>/<object>/render/images/r_0.png`, ...
 
     The category is the solid in the middle. Returns the folder.
+
+    Raises:
+        HarnessError: something lies there already: two orbits in one folder would be taken for one.
     """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise HarnessError(f"{folder} is not empty: empty it or give another FOLDER (orbits are rendered in one go)")
     for seed in range(objects):
         place = folder / kind_of(seed) / f"{kind_of(seed)}_{seed:03d}" / "render" / "images"
         for k, pixels in enumerate(orbit(seed, frames, size)):
@@ -180,7 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if min(given.objects, given.frames, given.size) < 1:
         parser.error("objects, frames and size: expected at least 1")
-    write_orbits(given.folder, given.objects, given.frames, given.size)
+    try:
+        write_orbits(given.folder, given.objects, given.frames, given.size)
+    except HarnessError as error:
+        parser.error(str(error))
     print(f"{given.objects} orbits of {given.frames} pictures in {given.folder}")
 
 

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,8 @@ from torch import Tensor
 from harness import flops
 from harness.diffusion import sv3d, sv3d_file
 from harness.diffusion.base import Conditioning, Counter, Sampler, Step
+from harness.diffusion.conditioning_picture import open_picture
 from harness.diffusion.inversion import invert
-from harness.diffusion.picture import open_picture
 from harness.diffusion.sampling import sample
 from harness.diffusion.sv3d import SV3D
 from harness.errors import HarnessError
@@ -142,18 +143,28 @@ def test_noise_levels_and_scalings_are_the_authors(model: SV3D) -> None:
         assert float(seen["timestep"]) == pytest.approx(c_noise, rel=1e-6)
 
 
-def test_the_conditioning_is_laid_out_as_the_authors() -> None:
+def test_the_conditioning_is_laid_out_as_the_authors(model: SV3D, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their conditioner and ours on one picture, block means in the place of both networks on both sides."""
     theirs = load_file(OFFICIAL / "outputs.safetensors")
-    picture = parts.waves(32)
-    # The latent comes as the encoder gives it, not scaled; picture and embedding vanish in the unconditional part.
-    torch.testing.assert_close(theirs["cond.concat"], torch.nn.functional.avg_pool2d(picture, 8))
-    torch.testing.assert_close(theirs["cond.crossattn"], picture.mean(dim=(2, 3))[:, None])
-    assert not theirs["uncond.concat"].any()
-    assert not theirs["uncond.crossattn"].any()
-    # The strength of the noise on the picture stays, embedded as the library's UNet does it.
-    assert torch.equal(theirs["cond.vector"], theirs["uncond.vector"])
-    embedded = Timesteps(256, True, downscale_freq_shift=0)(torch.tensor([sv3d.COND_AUG]))
-    torch.testing.assert_close(theirs["cond.vector"], embedded.expand(3, -1))
+
+    def vae(picture: Tensor) -> Any:
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: torch.nn.functional.avg_pool2d(picture, 8)))
+
+    model.vae = SimpleNamespace(encode=vae)
+    model.image_encoder = lambda pixels: SimpleNamespace(image_embeds=pixels.mean(dim=(2, 3)))
+    model.image_encoder.config = SimpleNamespace(image_size=32)
+    monkeypatch.setattr(sv3d, "open_picture", lambda *_: parts.waves(32)[0])
+    monkeypatch.setattr(sv3d, "clip_pixels", lambda pixels, _: pixels * 2 - 1)  # CLIP's own is theirs in test_sv3d_clip
+    given = model.encode([Prompt("a", "", image="a.png")])
+    for tensors, name in ((given.tensors, "cond"), (given.null, "uncond")):
+        inputs = model._inputs(torch.zeros(1, 3, 4, 4, 4), tensors)
+        # Every frame is shown the same latent, as the encoder gives it, not scaled; theirs has no noise of 1e-5 on it.
+        shown = theirs[f"{name}.concat"].expand(3, -1, -1, -1)
+        torch.testing.assert_close(inputs["sample"][0, :, 4:], shown, rtol=0, atol=2e-5)
+        torch.testing.assert_close(inputs["encoder_hidden_states"], theirs[f"{name}.crossattn"], rtol=0, atol=1e-6)
+        # The strength of the noise on the picture stays without condition, embedded as the library's UNet does it.
+        embedded = Timesteps(256, True, downscale_freq_shift=0)(inputs["added_time_ids"].flatten())
+        torch.testing.assert_close(theirs[f"{name}.vector"], embedded.expand(3, -1))
 
 
 @pytest.mark.parametrize("name", list(parts.drawn()))
@@ -406,6 +417,48 @@ def test_other_models_are_refused_with_the_reason(
 ) -> None:
     with pytest.raises(HarnessError, match=message):
         SV3D.load(copy(part, **lines))
+
+
+@pytest.mark.parametrize(
+    ("part", "lines", "said"),
+    [
+        ("unet", '"num_frames": [21]', "unet/config.json: num_frames must be a whole number above 0, not [21]"),
+        ("unet", '"num_frames": 0', "num_frames must be a whole number above 0"),
+        ("unet", '"addition_time_embed_dim": 0', "unet/config.json: addition_time_embed_dim must be a whole number"),
+        ("unet", '"block_out_channels": 4', "unet/config.json: block_out_channels must be whole numbers above 0, not"),
+        ("vae", '"latent_channels": "4"', "vae/config.json: latent_channels must be a whole number above 0, not '4'"),
+        ("vae", '"block_out_channels": []', "vae/config.json: block_out_channels must be whole numbers above 0"),
+        ("unet", None, "unet/config.json cannot be read: expected a JSON object"),
+        ("unet", '"num_frames": null, "addition_time_embed_dim": null, "block_out_channels": null', None),
+        ("vae", '"latent_channels": null, "block_out_channels": null', None),
+    ],
+)
+def test_odd_values_of_a_configuration_are_named(
+    folder: Path, tmp_path: Path, part: str, lines: str | None, said: str | None
+) -> None:
+    for name in sv3d.NETWORKS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+        shutil.copy(folder / name / "config.json", tmp_path / name)
+    file = tmp_path / part / "config.json"
+    file.write_text("[]" if lines is None else json.dumps(json.loads(file.read_text()) | json.loads(f"{{{lines}}}")))
+    found = SV3D.problems(tmp_path, 16, Sampler("euler"))
+    assert SV3D.frames_of(tmp_path) == (21 if lines is None or "num_frames" in lines else 3)
+    if said is None:
+        assert not any("config.json" in problem for problem in found)  # as where the key is absent
+    else:
+        assert [said in problem for problem in found] == [True]
+
+
+def test_an_orbit_of_transparent_pictures_is_refused(folder: Path, tmp_path: Path) -> None:
+    seen = {}
+    for name, alpha in (("clear", 0), ("opaque", 255)):
+        Image.new("RGBA", (8, 8), (9, 9, 9, alpha)).save(tmp_path / f"{name}.png")
+        path = str(tmp_path / f"{name}.png")
+        orbit = Prompt("chair", "", image=path, truth={"frames": [path] * 3})
+        seen[name] = SV3D.prompt_problems(folder, [Prompt("alone", "", image=str(tmp_path / "clear.png")), orbit])
+    assert seen["opaque"] == []
+    assert [said.startswith("the picture of prompt 'chair' is transparent in part") for said in seen["clear"]] == [True]
 
 
 def test_what_cannot_be_made_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -121,3 +121,11 @@ def test_the_command_writes_the_layout_of_omniobject3d(tmp_path: Path, capsys: p
     assert files == [f"{name}/render/images/r_{k}.png" for name in objects for k in range(3)]
     with Image.open(tmp_path / "set" / files[4]) as picture:
         np.testing.assert_array_equal(np.asarray(picture), orbit.orbit(1, 3, 16)[1])
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    orbit.write_orbits(tmp_path, objects=1, frames=2, size=8)
+    with pytest.raises(SystemExit):
+        orbit.main([str(tmp_path), "--objects", "1", "--frames", "1", "--size", "8"])
+    assert f"{tmp_path} is not empty: empty it or give another FOLDER" in capsys.readouterr().err
+    assert len(list(tmp_path.rglob("*.png"))) == 2

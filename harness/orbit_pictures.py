@@ -31,7 +31,8 @@ def to_compare(prompt: Prompt, frames: int) -> tuple[str, ...]:
 
     A still is compared with the prompt's own picture. Frame i = 0 ... F-1 of a clip shows the object from the azimuth
     360 (i + 1) / F degrees, so of an orbit of N pictures it is compared with number (i + 1) N / F, counted from 0 and
-    round the circle: the last frame is the prompt's own view again.
+    round the circle: the last frame is the prompt's own view again. That the pictures' numbers grow in the sense in
+    which the model turns is taken for granted: docs/prompt-sets.md says how to check it.
 
     Raises:
         HarnessError: the prompt names no such pictures, or their number is no multiple of the frames'.

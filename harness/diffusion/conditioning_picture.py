@@ -43,6 +43,16 @@ def open_picture(prompt: Prompt, size: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 * 2 - 1
 
 
+def is_transparent(path: Path) -> bool:
+    """Whether a picture is transparent in part, so that `open_picture` moves what it shows; not of one that cannot be
+    read, which `open_picture` names."""
+    try:
+        with Image.open(path) as file:
+            return file.has_transparency_data and np.array(file.convert("RGBA"))[..., 3].min() < 255
+    except Exception:  # Pillow raises a dozen kinds for broken files
+        return False
+
+
 def _centred(picture: Image.Image, prompt: Prompt) -> Image.Image:
     box = picture.getchannel("A").getbbox()
     if box is None:
@@ -55,6 +65,7 @@ def _centred(picture: Image.Image, prompt: Prompt) -> Image.Image:
 
 
 def _on_white(picture: Image.Image) -> np.ndarray:
+    # Not `harness.images.on_white`, which rounds as Pillow does: the authors' script rounds down, and this equals it.
     levels = np.array(picture) / 255.0
     alpha = levels[..., 3:]
     return ((levels[..., :3] * alpha + (1 - alpha)) * 255).astype(np.uint8)
