@@ -235,9 +235,12 @@ def _model(place: str, spec: ModelSpec, fetch: bool, lacking: dict[str, str]) ->
         return None
     with _at(place):
         content = weights.content_digest(folder)
-        sources = cls.further_weights(folder)
-    others = [_found(f"{place}.opens.{source}", source, None, fetch, lacking) for source in sources]
-    opened = [other for other in others if other is not None]
+        others = cls.further_weights(folder)
+    opened = []
+    for source, part in others.items():
+        found = _found(f"{place}.opens.{source}", source, None, fetch, lacking)
+        if found is not None:
+            opened.append(weights.part_of(found, part))
     if len(opened) < len(others):
         return None
     networks, digests, trained = {}, {}, all(weights.is_trained(each) for each in (folder, *opened))

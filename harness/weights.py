@@ -145,6 +145,11 @@ def parts(index: dict[str, Any]) -> list[str]:
     return [key for key in named if key not in NOT_LOADED]
 
 
+def part_of(folder: Path, part: str) -> Path:
+    """The sub-folder of that name where there is one, else the folder itself: a network in a pipeline, or alone."""
+    return folder / part if (folder / part).is_dir() else folder
+
+
 def needed(names: Iterable[str], index: dict[str, Any] | None) -> list[str]:
     """Those of a model's files (relative paths) that are opened, sorted.
 

@@ -213,13 +213,14 @@ class Diffusion(ABC):
         """
 
     @classmethod
-    def further_weights(cls, folder: Path) -> tuple[str, ...]:
-        """Other weights that the model of `folder` opens, as `load` takes them (an autoencoder by its Hub id).
+    def further_weights(cls, folder: Path) -> dict[str, str]:
+        """Other weights that the model of `folder` opens, as `load` takes them (an autoencoder by its Hub id), each
+        with the sub-folder that is opened: without such a one it is the whole (`harness.weights.part_of`).
 
         Raises:
             HarnessError: the folder's configuration cannot be read.
         """
-        return ()
+        return {}
 
     @classmethod
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:

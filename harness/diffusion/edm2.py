@@ -102,10 +102,10 @@ class EDM2(VarianceExploding):
         self.networks = tuple(self._networks)
 
     @classmethod
-    def further_weights(cls, folder: Path) -> tuple[str, ...]:
+    def further_weights(cls, folder: Path) -> dict[str, str]:
         """The autoencoder."""
         vae = edm2_folder.read(folder).vae
-        return () if vae is None else (vae,)
+        return {} if vae is None else {vae: edm2_folder.VAE}
 
     @classmethod
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:

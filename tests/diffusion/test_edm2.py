@@ -303,10 +303,21 @@ def test_an_autoencoder_that_is_not_here_is_said_and_is_part_of_the_model(
     from harness import benchmark as benchmarks
     from harness.resolve import resolve
 
+    def identity() -> dict[str, Any]:
+        return resolve(benchmarks.load(Path(path)), Path(path)).models["edm2"].identity
+
+    def touch(file: Path) -> None:
+        file.write_text(file.read_text() + "\n")
+
+    pipeline = Path(str(harness.__file__)).parent / "shapes" / "weights" / "shapes-sd"
     place = tmp_path / "weights" / "someone" / "vae"
-    shutil.copytree(Path(str(harness.__file__)).parent / "shapes" / "weights" / "shapes-sd" / "vae", place)
-    first = resolve(benchmarks.load(Path(path)), Path(path)).models["edm2"].identity
-    (place / "config.json").write_text((place / "config.json").read_text() + "\n")
-    second = resolve(benchmarks.load(Path(path)), Path(path)).models["edm2"].identity
-    assert first["opens"] != second["opens"]
-    assert first["weights"] == second["weights"]
+    shutil.copytree(pipeline / "vae", place)
+    alone = identity()
+    shutil.rmtree(place)
+    shutil.copytree(pipeline, place)  # the same autoencoder, in a pipeline of which it alone is opened
+    assert identity() == alone
+    touch(place / "unet" / "config.json")
+    assert identity() == alone
+    touch(place / "vae" / "config.json")
+    assert identity()["opens"] != alone["opens"]
+    assert identity()["weights"] == alone["weights"]
