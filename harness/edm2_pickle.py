@@ -84,8 +84,9 @@ def read(path: Path) -> Network:
         if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
             raise _Wrong("its tensors are larger than the file")
         return Network({"_class_name": CLASS, **asdict(config), **_latents(found.get("encoder"), config)}, tensors)
-    except _Wrong as error:
-        raise HarnessError(f"{path} is no network of EDM2 that can be used: {error}") from error
+    except Exception as error:  # settings and states of strangers can be anything
+        why = error if isinstance(error, _Wrong) else f"{type(error).__name__}: {short(str(error))}"
+        raise HarnessError(f"{path} is no network of EDM2 that can be used: {why}") from error
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -135,6 +136,9 @@ class _Dict(dict[Any, Any], Stateful):
 
 class _Module(Stateful):
     """An object of a class whose code is not looked at: its class's name, and its state."""
+
+    name: Any = "ModuleDict"  # of those that a pickle makes without calling the class
+    state: Any = None
 
     def __init__(self, name: Any = "ModuleDict", state: Any = None) -> None:
         self.name, self.state = name, state

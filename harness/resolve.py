@@ -181,7 +181,7 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
             judge = methods[label].judge
             if judge is not None and metrics[judge].missing is not None:
                 lacking[f"methods.{label}"] = f"judge {method.judge!r}: {metrics[judge].missing}"
-            problems += [f"methods.{label}: {text}" for text in _lacking(methods[label], models)]
+            problems += [f"methods.{label}: {text}" for text in _lacking(methods[label], benchmark.models, models)]
         except (HarnessError, ValueError) as error:
             problems.append(f"methods.{label}: {error}")
     for label in metrics:
@@ -355,40 +355,44 @@ def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedM
     return ResolvedMethod(spec, method, sampler, judge.metric.name if judge else None, identity)
 
 
-def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[str]:
-    """What a method asks that a model of this benchmark cannot do."""
+def _lacking(method: ResolvedMethod, specs: dict[str, ModelSpec], models: dict[str, ResolvedModel]) -> list[str]:
+    """What a method asks that a model of this benchmark cannot do; of one not in `models`, what its family says."""
     found = []
     sampler: Sampler = method.method.sampler
-    for label, model in models.items():
+    for label, spec in specs.items():
         if not method.runs_on(label):
             continue
-        wrong = model.cls.problems(model.folder, model.spec.size, sampler)
+        try:
+            cls: type[Diffusion] = registry.load("model", spec.family)
+        except HarnessError:
+            continue  # said by `_model`
+        model = models.get(label)
+        wrong = cls.problems(model.folder, spec.size, sampler) if model else []
         if wrong:
             found += [f"with models.{label}: {text}" for text in wrong]
             continue
-        if getattr(method.method.guidance, "needs_frames", False) and model.cls.frames_of(model.folder) == 1:
+        if model and getattr(method.method.guidance, "needs_frames", False) and cls.frames_of(model.folder) == 1:
             found.append(
                 f"{type(method.method.guidance).__name__} weighs the frames of a clip, and family "
-                f"{model.spec.family!r} (models.{label}) makes stills"
+                f"{spec.family!r} (models.{label}) makes stills"
             )
         for part in (method.method.stage, method.method.guidance):
-            lacking = set(getattr(part, "needs", ())) - model.cls.requests
+            lacking = set(getattr(part, "needs", ())) - cls.requests
             if lacking:
                 found.append(
                     f"{type(part).__name__} needs {', '.join(sorted(lacking))} predictions, which family "
-                    f"{model.spec.family!r} (models.{label}) does not give"
+                    f"{spec.family!r} (models.{label}) does not give"
                 )
                 continue
-            if getattr(part, "needs_timesteps", False) and not model.cls.timesteps:
-                found.append(f"with models.{label}: {no_timesteps(type(part).__name__, model.spec.family)}")
-            unconditional = model.cls.unconditional
-            if "uncond" in getattr(part, "needs", ()) and unconditional not in ("main", *model.networks):
-                found.append(f"with models.{label}: {no_unconditional(model.spec.family, unconditional)}")
+            if getattr(part, "needs_timesteps", False) and not cls.timesteps:
+                found.append(f"with models.{label}: {no_timesteps(type(part).__name__, spec.family)}")
+            if "uncond" in getattr(part, "needs", ()) and cls.unconditional not in ("main", *spec.networks):
+                found.append(f"with models.{label}: {no_unconditional(spec.family, cls.unconditional)}")
             layers = getattr(part, "needs_layers", ())
-            if layers:
-                found += [f"with models.{label}: {text}" for text in model.cls.layer_problems(model.folder, layers)]
+            if layers and model:
+                found += [f"with models.{label}: {text}" for text in cls.layer_problems(model.folder, layers)]
             for name in getattr(part, "needs_networks", ()):
-                if name not in ("main", *model.networks):
+                if name not in ("main", *spec.networks):
                     found.append(
                         f"{type(part).__name__} needs a network {name!r}, which models.{label} does not have: add "
                         f"'networks: {{{name}: {{lora: FOLDER}}}}' (or 'weights: FOLDER') to that block"

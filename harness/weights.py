@@ -62,7 +62,7 @@ def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) ->
     from harness import fetch as fetcher  # here, because it needs this module
 
     for module in fetcher.CONVERTED:
-        converted: Path | None = module.resolve(weights, fetch)
+        converted = module.resolve(weights, fetch)
         if converted is not None:
             return converted
     if not re.fullmatch(HUB_ID, weights):
@@ -140,9 +140,13 @@ def model_index(folder: Path) -> dict[str, Any] | None:
 
 
 def parts(index: dict[str, Any]) -> list[str]:
-    """The sub-folders of a model that are opened, by its model_index.json."""
+    """The sub-folders of a model that are opened, by its model_index.json.
+
+    An image encoder is opened beside the UNet of clips alone; that of Stable Diffusion's index is an adapter's.
+    """
     named = (key for key, value in index.items() if isinstance(value, list) and isinstance(value[-1], str))
-    return [key for key in named if key not in NOT_LOADED]
+    clips = "SpatioTemporal" in str(index.get("unet"))
+    return [key for key in named if key not in NOT_LOADED and (clips or key != "image_encoder")]
 
 
 def part_of(folder: Path, part: str) -> Path:

@@ -192,6 +192,14 @@ def called_from_text(module: str, name: str, *texts: str) -> bytes:
     return f"c{module}\n{name}\n(".encode() + b"".join(f"V{text}\n".encode() for text in texts) + b"tR."
 
 
+def with_state(_settings: dict[str, Any] | None = None, **change: Any) -> bytes:
+    """A whole network whose state, or whose settings in it, are changed."""
+    made = content(SMALL)
+    state = made["ema"].meta["state"]
+    state["_init_kwargs"] |= _settings or {}
+    return dumps(EasyDict(made | {"ema": Persistent("Precond", state | change)}))
+
+
 ATTACKS: dict[str, Callable[[Path], bytes]] = {
     "os.system": lambda f: with_encoder(Calls(os.system, f"touch {f}")),
     "os.system as all there is": lambda f: pickle.dumps(Calls(os.system, f"touch {f}")),
@@ -269,6 +277,15 @@ ATTACKS: dict[str, Callable[[Path], bytes]] = {
     "no network": lambda f: dumps(EasyDict(encoder=None)),
     "a tensor for a network": lambda f: dumps(EasyDict(ema=torch.zeros(3))),
     "another class": lambda f: dumps(EasyDict(ema=Persistent("EDMPrecond", {}))),
+    "a network of a class that was not called": lambda f: (
+        b"\x80\x02}X\x03\x00\x00\x00emactorch.nn.modules.container\nModuleDict\n)\x81s."
+    ),
+    **{f"an array as {name}": lambda f, name=name: with_state({name: np.ones(2)})  # type: ignore[misc]
+       for name in ("resample_filter", "channel_mult_emb", "clip_act", "img_resolution")},
+    "an array as unnamed settings": lambda f: with_state(_init_args=np.ones(2)),
+    **{f"an array as {name}": lambda f, name=name: with_encoder(  # type: ignore[misc]
+        Persistent("StabilityVAEEncoder", {"_init_kwargs": {name: np.ones(2)}}))
+       for name in ("final_mean", "final_std", "raw_std")},
     "a network without state": lambda f: dumps(EasyDict(ema=Persistent("Precond", None))),
 }
 
