@@ -222,6 +222,8 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("diffusion/edm2_folder.py", "tests/diffusion/test_edm2.py"): [
         ("if theirs.network.classes not in (0, ours.network.classes)", "if False"),
         ('"latent_std": (ours.latent_std, theirs.latent_std),', ""),
+        ('"latent_mean": (ours.latent_mean, theirs.latent_mean),', ""),
+        ('"channels": (ours.network.channels, theirs.network.channels),', ""),
     ],
     ("method.py", "tests/diffusion/test_edm2_vectors.py"): [
         ("            noise = normals(generators, model.latent_shape).to(model.device)\n            given = prompts\n"
