@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness import weights
-from harness.diffusion.edm2_network import EDM2Config, EDM2Network
+from harness.diffusion.edm2_network import CLASS, WEIGHTS, EDM2Config, EDM2Network
 from harness.files import write_atomic
 from harness.shapes.classes import CLASSES, make_images, part_folders
 from harness.shapes.data import run_jobs
@@ -138,11 +138,11 @@ class GuideStage(EDM2Stage):
 
 def export(network: EDM2Network, folder: Path, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """Writes a network's folder; ``mean`` and ``std`` are of the autoencoder's raw latents, a value a channel."""
-    config = {"_class_name": "EDM2Network", **asdict(network.config), "vae": AUTOENCODER}
+    config = {"_class_name": CLASS, **asdict(network.config), "vae": AUTOENCODER}
     config |= {"latent_mean": list(mean), "latent_std": list(std)}
     tensors = {name: value.detach().cpu().half().contiguous() for name, value in network.state_dict().items()}
     data = save(tensors, metadata={"format": "pt"})
-    write_atomic(folder / "diffusion_pytorch_model.safetensors", data)
+    write_atomic(folder / WEIGHTS, data)
     write_atomic(folder / "config.json", f"{json.dumps(config, indent=2)}\n".encode())
     return {"parameters": sum(p.numel() for p in network.parameters()), "bytes": len(data)}
 
