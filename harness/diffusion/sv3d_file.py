@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -80,7 +81,7 @@ def parts(shapes: Shapes, path: Path) -> list[Part]:
         return _parts(shapes, path)
     except KeyError as error:
         raise HarnessError(f"{path} is not whole: it lacks the key {error.args[0]!r}; fetch {FILE} again") from error
-    except (IndexError, ValueError, ArithmeticError, RuntimeError) as error:
+    except (IndexError, ValueError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         raise HarnessError(f"{path}: the shapes of its weights do not fit together ({error}); expected {FILE}"
                            ) from error
 

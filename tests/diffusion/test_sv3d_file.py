@@ -132,26 +132,28 @@ def test_a_broken_conversion_is_done_again_and_random_weights_stay_marked(file: 
     ]
 
 
-def test_neither_the_name_nor_the_libraries_have_a_part_in_the_digest(file: Path, tmp_path: Path) -> None:
-    data = file.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    longer = length + (0x80 - length) % 256  # spaces may follow the header: the file begins as a pickle would
-    one = tmp_path / "one.safetensors"
-    one.write_bytes(longer.to_bytes(8, "little") + data[8:8 + length].ljust(longer) + data[8 + length:])
-    assert one.read_bytes()[:1] == b"\x80"
-    sv3d_file.convert(one, tmp_path / "one")
-    sv3d_file.convert(one.rename(tmp_path / "two.safetensors"), tmp_path / "two")
-    assert weights.content_digest(tmp_path / "one") == weights.content_digest(tmp_path / "two")
-    for path in weights.files_of(tmp_path / "one"):
+def test_neither_the_name_nor_the_libraries_have_a_part_in_the_digest(
+    file: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.safetensors").symlink_to(file)
+    sv3d_file.convert(tmp_path / "other.safetensors", tmp_path / "converted")
+    assert weights.content_digest(tmp_path / "converted") == weights.content_digest(folder)
+    for path in weights.files_of(folder):
         assert path.suffix != ".json" or "version" not in path.read_text(), path
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(
+def test_a_header_may_begin_as_a_pickle_does_and_a_disk_without_room_is_told_before_anything_is_written(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    longer = length + (0x80 - length) % 256  # spaces may follow the header, whose length comes first
+    padded = tmp_path / "padded.safetensors"
+    padded.write_bytes(longer.to_bytes(8, "little") + data[8:8 + length].ljust(longer) + data[8 + length:])
+    assert padded.read_bytes()[:1] == b"\x80"
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
     with pytest.raises(HarnessError, match=r"converted: [\d,]+ bytes are still to be written, .* 10 free"):
-        sv3d_file.convert(file, tmp_path / "converted")
+        sv3d_file.convert(padded, tmp_path / "converted")
     assert not (tmp_path / "converted").exists()
 
 
