@@ -24,15 +24,13 @@ from safetensors.numpy import save_file
 from torch.overrides import TorchFunctionMode
 
 from harness import safe_pickle
-from harness.diffusion.edm2_network import EDM2Config, EDM2Network
+from harness.diffusion.edm2_network import CLASS, WEIGHTS, EDM2Config, EDM2Network
 from harness.errors import HarnessError
 from harness.files import rename, write_atomic, writing
 from harness.safe_pickle import Names, Refused, Stateful, Unpickler, is_shape, short
 from harness.weights import HUB_ID, sha256_of
 
 WHERE = "HARNESS_WEIGHTS"  # chooses another folder for weights
-CLASS = "EDM2Network"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = 6  # of the layout in which objects are kept, the only one published
 MAGIC = [119547037146038801333356, 1001]  # with which torch's older format begins
 STORAGES = {"HalfStorage": "<f2", "FloatStorage": "<f4", "DoubleStorage": "<f8", "LongStorage": "<i8"}
@@ -96,7 +94,7 @@ def convert(path: Path, folder: Path) -> None:
         HarnessError: as `read`, or nothing can be written; nothing half written gets its name.
     """
     network = read(path)
-    source = {"file": path.name, "sha256": sha256_of(path)}
+    source = {"sha256": sha256_of(path)}
     target, temporary = folder / WEIGHTS, folder / f".{WEIGHTS}.tmp"
     with writing(target, WHERE):
         folder.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,8 @@ def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) ->
     """The local folder that holds `weights`, fetched from the Hub where it is not here yet.
 
     A Hub id is looked for in `home()`, as `<organisation>/<name>` (with `@<revision>` after it) or `<name>`, then in
-    the Hub's own cache, before it is fetched into `home()`. A network of EDM2 is looked for and fetched by its name.
+    the Hub's own cache, before it is fetched into `home()`. A network of EDM2 and SV3D-U are looked for and fetched by
+    their names; what `harness fetch` made of a file of one's own is found by that file's name without its ending.
 
     Raises:
         HarnessError: no such built-in name, or the Hub cannot be reached.

@@ -523,7 +523,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("HEAD, CLIP_HEAD = 64, 80", "HEAD, CLIP_HEAD = 32, 80"),
         ("HEAD, CLIP_HEAD = 64, 80", "HEAD, CLIP_HEAD = 64, 40"),
         ('"qkv".index(split[1])', '"kqv".index(split[1])'),
-        ('hidden_act="gelu"', 'hidden_act="quick_gelu"'),
+        ('"hidden_act": "gelu"', '"hidden_act": "quick_gelu"'),
         ("levels - 1 - int(found[1])", "int(found[1])"),
         ("block_{int(found[1]) + 1}", "block_{2 - int(found[1])}"),
         ('(r"^norm1\\.", "in_layers.0.")', '(r"^norm1\\.", "out_layers.0.")'),
@@ -739,7 +739,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('not in ("Cc", "Cs")', 'not in ("Cc",)'),
         ("if not text.strip() and not allow_empty:", "if not text.strip():"),
         ("int(place.rpartition", "1 + int(place.rpartition"),
-        ("if not is_inside(key):", "if False:"),
+        ("and not is_inside(key):", "and False:"),
     ],
     ("prompt_sources.py", "tests/test_accept.py"): [
         ("as_it_is = found.manifest is not None", "as_it_is = False"),

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from harness import edm2_pickle
-from harness.diffusion.edm2_network import EDM2Config, EDM2Network
+from harness.diffusion.edm2_network import WEIGHTS, EDM2Config, EDM2Network
 from harness.errors import HarnessError
 from tests import edm2_pickles
 from tests.edm2_pickles import NETWORKS, EasyDict, Persistent, content, dumps
@@ -86,11 +86,12 @@ def test_other_versions_of_python_and_torch_wrote_the_same(tmp_path: Path, proto
 def test_a_conversion_is_the_same_each_time_and_for_all_users(tmp_path: Path) -> None:
     path = edm2_pickles.write(tmp_path / "n.pkl", "no-labels")
     edm2_pickle.convert(path, tmp_path / "a")
-    edm2_pickle.convert(path, tmp_path / "b")
-    for name in ("config.json", edm2_pickle.WEIGHTS):
+    edm2_pickle.convert(path.rename(tmp_path / "other.pkl"), tmp_path / "b")
+    path = tmp_path / "other.pkl"
+    for name in ("config.json", WEIGHTS):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert sorted(os.listdir(tmp_path / "a")) == ["config.json", edm2_pickle.WEIGHTS]
-    modes = {(tmp_path / "a" / name).stat().st_mode for name in ("config.json", edm2_pickle.WEIGHTS)}
+    assert sorted(os.listdir(tmp_path / "a")) == ["config.json", WEIGHTS]
+    modes = {(tmp_path / "a" / name).stat().st_mode for name in ("config.json", WEIGHTS)}
     assert modes == {path.stat().st_mode}
 
 
@@ -104,7 +105,7 @@ def test_a_tensor_in_another_order_of_its_memory_keeps_its_values(tmp_path: Path
     path = tmp_path / "n.pkl"
     path.write_bytes(dumps(made))
     edm2_pickle.convert(path, tmp_path / "made")
-    assert torch.equal(load_file(tmp_path / "made" / edm2_pickle.WEIGHTS)["emb_noise.weight"],
+    assert torch.equal(load_file(tmp_path / "made" / WEIGHTS)["emb_noise.weight"],
                        weights["emb_noise.weight"])
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -336,3 +337,13 @@ class Diffusion(ABC):
     def flops_per_text(self) -> float:
         """Likewise of encoding one prompt."""
         return 0.0
+
+    @cached_property
+    def _flops(self) -> dict[tuple[str, bool], float]:
+        return {}
+
+    def _kept(self, part: str, gradient: bool, count: Callable[[], float]) -> float:
+        """What has been counted once. `part` is a network's name, or begins with "/", as no network's name does."""
+        if (part, gradient) not in self._flops:
+            self._flops[part, gradient] = count()
+        return self._flops[part, gradient]

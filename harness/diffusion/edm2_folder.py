@@ -22,11 +22,9 @@ from safetensors.torch import load_file
 
 from harness import weights as weight_files
 from harness.diffusion import folders
-from harness.diffusion.edm2_network import Block, EDM2Config, EDM2Network
+from harness.diffusion.edm2_network import CLASS, WEIGHTS, Block, EDM2Config, EDM2Network
 from harness.errors import HarnessError
 
-CLASS = "EDM2Network"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 VAE = "vae"  # the sub-folder of an autoencoder in a pipeline
 KEYS = {field.name for field in fields(EDM2Config)}
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness import weights
-from harness.diffusion.edm2_network import EDM2Config, EDM2Network
+from harness.diffusion.edm2_network import CLASS, WEIGHTS, EDM2Config, EDM2Network
 from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.shapes.classes import CLASSES, make_images, part_folders
@@ -142,12 +142,12 @@ def export(network: EDM2Network, folder: Path, mean: Sequence[float], std: Seque
 
     ``config.json`` comes last: without it there is no network there.
     """
-    config = {"_class_name": "EDM2Network", **asdict(network.config), "vae": AUTOENCODER}
+    config = {"_class_name": CLASS, **asdict(network.config), "vae": AUTOENCODER}
     config |= {"latent_mean": list(mean), "latent_std": list(std)}
     tensors = {name: value.detach().cpu().half().contiguous() for name, value in network.state_dict().items()}
     (folder / "config.json").unlink(missing_ok=True)  # of what is replaced
     data = save(tensors, metadata={"format": "pt"})
-    write_atomic(folder / "diffusion_pytorch_model.safetensors", data)
+    write_atomic(folder / WEIGHTS, data)
     write_atomic(folder / "config.json", f"{json.dumps(config, indent=2)}\n".encode())
     return {"parameters": sum(p.numel() for p in network.parameters()), "bytes": len(data)}
 

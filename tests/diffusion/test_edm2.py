@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import harness
 from harness.diffusion.base import Sampler
 from harness.diffusion.edm2 import EDM2
-from harness.diffusion.edm2_folder import WEIGHTS
 from harness.diffusion.edm2_images import DECODED_TOGETHER, Autoencoded
+from harness.diffusion.edm2_network import WEIGHTS
 from harness.errors import HarnessError
 from harness.prompts import Prompt
 from harness.store import Store
