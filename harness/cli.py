@@ -404,7 +404,7 @@ def train(
             raise HarnessError("--stage, --continue and --evaluate belong to 'harness train shapes'")
         _train_refiner(recipe, folder, several, device)
         return
-    if device != "cpu" and several != 1:
+    if device != "cpu" and several != 1 and not evaluate:
         raise HarnessError(f"--device {device} trains the shapes models in one process, not in {several}")
     if name == "shapes-edm2":
         if shipped or evaluate:

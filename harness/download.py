@@ -233,12 +233,13 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
         raise _Cut(f"the connection was cut ({_reason(error)})") from error
 
 
-def must_fit(folder: Path, size: int, name: str, where: str = WHERE) -> None:
-    """Raises HarnessError where the disk that `folder` is to lie on has less than `size` bytes free."""
+def must_fit(folder: Path, size: int, name: str, where: str = WHERE, done: str = "fetched") -> None:
+    """Raises HarnessError where the disk that `folder` is to lie on has less than `size` bytes free, still to be
+    `done`."""
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     free = shutil.disk_usage(there).free
     if size > free:
-        raise HarnessError(f"{name}: {size:,} bytes are still to be fetched, and the disk of {there} has {free:,} "
+        raise HarnessError(f"{name}: {size:,} bytes are still to be {done}, and the disk of {there} has {free:,} "
                            f"free: free some space, or give another folder with {where}")
 
 

@@ -24,15 +24,13 @@ from safetensors.numpy import save_file
 from torch.overrides import TorchFunctionMode
 
 from harness import safe_pickle
-from harness.diffusion.edm2_network import EDM2Config, EDM2Network
+from harness.diffusion.edm2_network import CLASS, WEIGHTS, EDM2Config, EDM2Network
 from harness.errors import HarnessError
 from harness.files import rename, write_atomic, writing
 from harness.safe_pickle import Names, Refused, Stateful, Unpickler, is_shape, short
 from harness.weights import HUB_ID, sha256_of
 
 WHERE = "HARNESS_WEIGHTS"  # chooses another folder for weights
-CLASS = "EDM2Network"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 VERSION = 6  # of the layout in which objects are kept, the only one published
 MAGIC = [119547037146038801333356, 1001]  # with which torch's older format begins
 STORAGES = {"HalfStorage": "<f2", "FloatStorage": "<f4", "DoubleStorage": "<f8", "LongStorage": "<i8"}
@@ -84,8 +82,9 @@ def read(path: Path) -> Network:
         if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
             raise _Wrong("its tensors are larger than the file")
         return Network({"_class_name": CLASS, **asdict(config), **_latents(found.get("encoder"), config)}, tensors)
-    except _Wrong as error:
-        raise HarnessError(f"{path} is no network of EDM2 that can be used: {error}") from error
+    except Exception as error:  # settings and states of strangers can be anything
+        why = error if isinstance(error, _Wrong) else f"{type(error).__name__}: {short(str(error))}"
+        raise HarnessError(f"{path} is no network of EDM2 that can be used: {why}") from error
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -95,7 +94,7 @@ def convert(path: Path, folder: Path) -> None:
         HarnessError: as `read`, or nothing can be written; nothing half written gets its name.
     """
     network = read(path)
-    source = {"file": path.name, "sha256": sha256_of(path)}
+    source = {"sha256": sha256_of(path)}
     target, temporary = folder / WEIGHTS, folder / f".{WEIGHTS}.tmp"
     with writing(target, WHERE):
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,6 +134,9 @@ class _Dict(dict[Any, Any], Stateful):
 
 class _Module(Stateful):
     """An object of a class whose code is not looked at: its class's name, and its state."""
+
+    name: Any = "ModuleDict"  # of those that a pickle makes without calling the class
+    state: Any = None
 
     def __init__(self, name: Any = "ModuleDict", state: Any = None) -> None:
         self.name, self.state = name, state

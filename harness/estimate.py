@@ -42,7 +42,9 @@ def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMe
     schedule = json.loads(config.read_text()) if config is not None and config.is_file() else SD_SCHEDULE
     grid = cls.grid if issubclass(cls, VarianceExploding) else None
     clips = getattr(method.method.guidance, "needs_frames", False)
-    counting = Counting(schedule, cls.requests, ("main", *spec.networks), cls.unconditional, grid, clips)
+    counting = Counting(
+        spec.family, schedule, cls.requests, ("main", *spec.networks), cls.unconditional, grid, clips
+    )
     judge = AnyJudge()
     counted = replace(method.method, judge=judge if method.judge else None)
     made = counted.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)])

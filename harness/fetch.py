@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Protocol
 from urllib.parse import quote
 
 from huggingface_hub import constants, hf_hub_url
@@ -19,7 +19,24 @@ from harness.errors import HarnessError
 from harness.files import writing
 from harness.weights import UNFINISHED, home
 
-CONVERTED: tuple[Any, ...] = (fetch_edm2, fetch_sv3d)  # the modules of what is converted once after it was fetched
+
+class Converted(Protocol):
+    """A module of models that are converted once after they were fetched; `harness.fetch_edm2` says what each does."""
+
+    def is_network(self, name: str) -> bool: ...
+
+    def names_of(self, name: str) -> list[str]: ...
+
+    def known(self) -> list[str]: ...
+
+    def here(self, name: str) -> Path | None: ...
+
+    def resolve(self, name: str, fetch: bool) -> Path | None: ...
+
+    def network(self, name: str, downloader: Downloader) -> tuple[Path, str]: ...
+
+
+CONVERTED: tuple[Converted, ...] = (fetch_edm2, fetch_sv3d)
 
 
 def fetch(names: list[str], verify: bool = False) -> Iterator[tuple[str, HarnessError | None]]:
@@ -62,7 +79,7 @@ def fetch(names: list[str], verify: bool = False) -> Iterator[tuple[str, Harness
             yield name, error
 
 
-def _converter(name: str) -> Any:
+def _converter(name: str) -> Converted | None:
     """The module of `CONVERTED` that a name belongs to, or None."""
     return next((module for module in CONVERTED if module.is_network(name)), None)
 
@@ -71,8 +88,7 @@ def _here(name: str) -> Path | None:
     """The folder of what is on this machine already; None where it is not."""
     converter = _converter(name)
     if converter is not None:
-        found: Path | None = converter.here(name)
-        return found
+        return converter.here(name)
     if name in catalogue():
         return None if artifacts.missing([name]) else artifacts.find(name)
     hub_id, _, revision = name.partition("@")
@@ -104,7 +120,7 @@ def names_of(name: str) -> list[str]:
         return found
     for module in CONVERTED:
         if converted := module.names_of(name):
-            return list(converted)
+            return converted
     if re.fullmatch(weights.HUB_ID + r"(@[\w./-]+)?", name):
         return [name]
     known = sorted({

@@ -113,6 +113,7 @@ def network(name: str, downloader: Downloader) -> tuple[Path, str]:
         HarnessError: it cannot be had, or is refused (`edm2_pickle.read`).
     """
     from harness import edm2_pickle  # torch alone takes seconds
+    from harness.diffusion.edm2_network import WEIGHTS
 
     given = Path(name).expanduser() if Path(name).suffix == PICKLE else None
     name = given.stem if given else name
@@ -130,7 +131,7 @@ def network(name: str, downloader: Downloader) -> tuple[Path, str]:
             _download(name, folder, downloader)
         downloader.progress.say(f"{name}: converting {megabytes(pickle.stat().st_size)}")
         edm2_pickle.convert(pickle, folder)
-        made = {path: sha256_of(folder / path) for path in (edm2_pickle.WEIGHTS, "config.json")}
+        made = {path: sha256_of(folder / path) for path in (WEIGHTS, "config.json")}
         write_sums(folder, sums(folder) | made)
     note = f" and converted; {pickle} is not needed any more (removing it frees {megabytes(pickle.stat().st_size)})"
     return folder, note if given else f"{note}. No hash of it is published: its own is kept in {SUMS}"

@@ -6,15 +6,15 @@ beside the file that came from the Hub. The functions are called as their likes 
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
+from harness import artifacts, fetch_edm2
 from harness.artifacts import megabytes
-from harness.download import Downloader, alone
+from harness.download import Downloader, alone, sums, write_sums
 from harness.errors import HarnessError, Lacking
 from harness.fetch_edm2 import NAME
-from harness.weights import home, sha256_of
+from harness.weights import files_of, home, model_index, parts, sha256_of
 
 SV3D_U = "sv3d-u"  # in the catalogue of artifacts
 SUFFIX = ".safetensors"
@@ -45,7 +45,7 @@ def resolve(name: str, fetch: bool) -> Path | None:
     if Path(name).suffix == SUFFIX:
         raise HarnessError(
             f"weights {name!r}: a single file is not opened as it is. `harness fetch {name}` converts one of SV3D-U, "
-            f"and 'weights: {Path(name).stem}' then finds it"
+            f"and 'weights: {Path(name).stem}' then finds it; other models: a folder in the diffusers layout"
         )
     if not re.fullmatch(NAME, name) or (here(name) is None and name != SV3D_U):
         return None
@@ -55,38 +55,70 @@ def resolve(name: str, fetch: bool) -> Path | None:
 
 
 def here(name: str) -> Path | None:
-    """The converted folder; None where it is not here, or was made of another file than the given."""
+    """The converted folder; None where it is not here as a whole, or was made of another file than the given."""
     given = _given(name)
     folder = home() / (given.stem if given else name)
-    try:
-        source = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
+    made_of = _made_of(folder)
+    if made_of is None or not all((folder / part).is_dir() for part in parts(model_index(folder) or {})):
         return None
-    return None if given and given.is_file() and sha256_of(given) != source["sha256"] else folder
+    return None if given and given.is_file() and sha256_of(given) != made_of else folder
+
+
+def _made_of(folder: Path) -> str | None:
+    """The SHA-256 of the file that a folder was converted from; None where it was not, or is of another kind."""
+    try:
+        source = (model_index(folder) or {}).get("source")
+    except (OSError, HarnessError):  # damaged
+        return None
+    found = source.get("sha256") if isinstance(source, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def network(name: str, downloader: Downloader) -> tuple[Path, str]:
     """The folder, fetched and converted, and what a person should know of it.
 
     Raises:
-        HarnessError: the file cannot be had (the Hub asks for a token), or is refused (`sv3d_file.convert`).
+        HarnessError: the file cannot be had (the Hub asks for a token), or is refused (`sv3d_file.convert`), or another
+            model has its name.
     """
-    from harness import fetch  # here, because it needs this module
     from harness.diffusion import sv3d_file  # the libraries take seconds
 
     given = _given(name)
     if given and not re.fullmatch(NAME, given.stem):
         raise HarnessError(f"{given}: a model is called as its file; expected letters, digits and '._-', no spaces")
-    file = given or fetch.artifact(SV3D_U, downloader) / sv3d_file.FILE
+    if given and (given.stem in artifacts.catalogue() or fetch_edm2.names_of(given.stem)):
+        raise HarnessError(f"{given}: {given.stem!r} is the name of something published: give the file another name")
+    file = given or _published(downloader)
     folder = home() / (given.stem if given else SV3D_U)
     with alone(home(), folder.name, downloader):
         found = here(name)
         if found is not None:  # another process has just converted it
             return found, ""
         if file.is_file():
+            _must_be_its_own(folder, file)
             downloader.progress.say(f"{name}: converting {megabytes(file.stat().st_size)}")
         sv3d_file.convert(file, folder)
-    return folder, f" and converted; {file} is not needed any more (removing it frees {megabytes(file.stat().st_size)})"
+        made = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files_of(folder)}
+        write_sums(folder, sums(folder) | made)
+    freed = megabytes(file.stat().st_size)
+    return folder, f" and converted; {file.resolve()} is not needed any more (removing it frees {freed})"
+
+
+def _published(downloader: Downloader) -> Path:
+    """The official file, fetched where it is neither in its folder nor in the Hub's own cache."""
+    from harness import fetch  # here, because it needs this module
+
+    if artifacts.missing([SV3D_U]):
+        fetch.artifact(SV3D_U, downloader)
+    return artifacts.file_of(SV3D_U)
+
+
+def _must_be_its_own(folder: Path, file: Path) -> None:
+    """Refuses a folder that holds another model than one made of this file."""
+    model = next((folder / name for name in ("model_index.json", "config.json") if (folder / name).exists()), None)
+    if model is not None and _made_of(folder) != sha256_of(file):
+        raise HarnessError(f"{model} belongs to another model than {file}, which would take its place: give the file "
+                           f"another name, or move that folder away")
 
 
 def _given(name: str) -> Path | None:

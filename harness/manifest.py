@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -116,7 +117,8 @@ class Manifest(Form):
     def how_to_get(self) -> str:
         """What a person does to have it here."""
         if self.made_by is not None:
-            return f"`{self.made_by.replace('FOLDER', str(home() / self.name / self.files[0].path))}` makes it"
+            folder = shlex.quote(str(home() / self.name / self.files[0].path))
+            return f"`{self.made_by.replace('FOLDER', folder)}` makes it"
         if all(file.url for file in self.files):
             return f"`harness fetch {self.name}` gets it"
         by_hand = ", ".join(file.path for file in self.files if not file.url)

@@ -184,7 +184,9 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
             judge = methods[label].judge
             if judge is not None and metrics[judge].missing is not None:
                 lacking[f"methods.{label}"] = f"judge {method.judge!r}: {metrics[judge].missing}"
-            problems += [f"methods.{label}: {text}" for text in _lacking(methods[label], models, metrics)]
+            problems += [
+                f"methods.{label}: {text}" for text in _lacking(methods[label], benchmark.models, models, metrics)
+            ]
         except (HarnessError, ValueError) as error:
             problems.append(f"methods.{label}: {error}")
     for label in metrics:
@@ -238,9 +240,12 @@ def _model(place: str, spec: ModelSpec, fetch: bool, lacking: dict[str, str]) ->
         return None
     with _at(place):
         content = weights.content_digest(folder)
-        sources = cls.further_weights(folder)
-    others = [_found(f"{place}.opens.{source}", source, None, fetch, lacking) for source in sources]
-    opened = [other for other in others if other is not None]
+        others = cls.further_weights(folder)
+    opened = []
+    for source, part in others.items():
+        found = _found(f"{place}.opens.{source}", source, None, fetch, lacking)
+        if found is not None:
+            opened.append(weights.part_of(found, part))
     if len(opened) < len(others):
         return None
     networks, digests, trained = {}, {}, all(weights.is_trained(each) for each in (folder, *opened))
@@ -356,47 +361,53 @@ def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedM
 
 
 def _lacking(
-    method: ResolvedMethod, models: dict[str, ResolvedModel], metrics: dict[str, ResolvedMetric]
+    method: ResolvedMethod, specs: dict[str, ModelSpec], models: dict[str, ResolvedModel],
+    metrics: dict[str, ResolvedMetric],
 ) -> list[str]:
-    """What a method asks that a model of this benchmark cannot do."""
+    """What a method asks that a model of this benchmark cannot do; of one not in `models`, what its family says."""
     found = []
     sampler: Sampler = method.method.sampler
-    for label, model in models.items():
+    for label, spec in specs.items():
         if not method.runs_on(label):
             continue
-        wrong = model.cls.problems(model.folder, model.spec.size, sampler)
+        try:
+            cls: type[Diffusion] = registry.load("model", spec.family)
+        except HarnessError:
+            continue  # said by `_model`
+        model = models.get(label)
+        wrong = cls.problems(model.folder, spec.size, sampler) if model else []
         if wrong:
             found += [f"with models.{label}: {text}" for text in wrong]
             continue
-        frames = model.cls.frames_of(model.folder)
-        if method.judge is not None and frames > 1 and getattr(metrics[method.judge].metric, "only_stills", False):
+        frames = cls.frames_of(model.folder) if model else None
+        judge = metrics[method.judge].metric if method.judge is not None else None
+        if frames is not None and frames > 1 and getattr(judge, "only_stills", False):
             found.append(
-                f"judge {method.judge!r} is defined for stills, and family {model.spec.family!r} (models.{label}) "
+                f"judge {method.judge!r} is defined for stills, and family {spec.family!r} (models.{label}) "
                 f"makes clips of {frames} frames: take a judge that scores clips, or name models with 'models: [...]'"
             )
         if getattr(method.method.guidance, "needs_frames", False) and frames == 1:
             found.append(
                 f"{type(method.method.guidance).__name__} weighs the frames of a clip, and family "
-                f"{model.spec.family!r} (models.{label}) makes stills"
+                f"{spec.family!r} (models.{label}) makes stills"
             )
         for part in (method.method.stage, method.method.guidance):
-            lacking = set(getattr(part, "needs", ())) - model.cls.requests
+            lacking = set(getattr(part, "needs", ())) - cls.requests
             if lacking:
                 found.append(
                     f"{type(part).__name__} needs {', '.join(sorted(lacking))} predictions, which family "
-                    f"{model.spec.family!r} (models.{label}) does not give"
+                    f"{spec.family!r} (models.{label}) does not give"
                 )
                 continue
-            if getattr(part, "needs_timesteps", False) and not model.cls.timesteps:
-                found.append(f"with models.{label}: {no_timesteps(type(part).__name__, model.spec.family)}")
-            unconditional = model.cls.unconditional
-            if "uncond" in getattr(part, "needs", ()) and unconditional not in ("main", *model.networks):
-                found.append(f"with models.{label}: {no_unconditional(model.spec.family, unconditional)}")
+            if getattr(part, "needs_timesteps", False) and not cls.timesteps:
+                found.append(f"with models.{label}: {no_timesteps(type(part).__name__, spec.family)}")
+            if "uncond" in getattr(part, "needs", ()) and cls.unconditional not in ("main", *spec.networks):
+                found.append(f"with models.{label}: {no_unconditional(spec.family, cls.unconditional)}")
             layers = getattr(part, "needs_layers", ())
-            if layers:
-                found += [f"with models.{label}: {text}" for text in model.cls.layer_problems(model.folder, layers)]
+            if layers and model:
+                found += [f"with models.{label}: {text}" for text in cls.layer_problems(model.folder, layers)]
             for name in getattr(part, "needs_networks", ()):
-                if name not in ("main", *model.networks):
+                if name not in ("main", *spec.networks):
                     found.append(
                         f"{type(part).__name__} needs a network {name!r}, which models.{label} does not have: add "
                         f"'networks: {{{name}: {{lora: FOLDER}}}}' (or 'weights: FOLDER') to that block"

@@ -43,7 +43,8 @@ def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) ->
     """The local folder that holds `weights`, fetched from the Hub where it is not here yet.
 
     A Hub id is looked for in `home()`, as `<organisation>/<name>` (with `@<revision>` after it) or `<name>`, then in
-    the Hub's own cache, before it is fetched into `home()`. A network of EDM2 is looked for and fetched by its name.
+    the Hub's own cache, before it is fetched into `home()`. A network of EDM2 and SV3D-U are looked for and fetched by
+    their names; what `harness fetch` made of a file of one's own is found by that file's name without its ending.
 
     Raises:
         HarnessError: no such built-in name, or the Hub cannot be reached.
@@ -62,7 +63,7 @@ def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) ->
     from harness import fetch as fetcher  # here, because it needs this module
 
     for module in fetcher.CONVERTED:
-        converted: Path | None = module.resolve(weights, fetch)
+        converted = module.resolve(weights, fetch)
         if converted is not None:
             return converted
     if not re.fullmatch(HUB_ID, weights):
@@ -140,9 +141,18 @@ def model_index(folder: Path) -> dict[str, Any] | None:
 
 
 def parts(index: dict[str, Any]) -> list[str]:
-    """The sub-folders of a model that are opened, by its model_index.json."""
+    """The sub-folders of a model that are opened, by its model_index.json.
+
+    An image encoder is opened beside the UNet of clips alone; that of Stable Diffusion's index is an adapter's.
+    """
     named = (key for key, value in index.items() if isinstance(value, list) and isinstance(value[-1], str))
-    return [key for key in named if key not in NOT_LOADED]
+    clips = "SpatioTemporal" in str(index.get("unet"))
+    return [key for key in named if key not in NOT_LOADED and (clips or key != "image_encoder")]
+
+
+def part_of(folder: Path, part: str) -> Path:
+    """The sub-folder of that name where there is one, else the folder itself: a network in a pipeline, or alone."""
+    return folder / part if (folder / part).is_dir() else folder
 
 
 def needed(names: Iterable[str], index: dict[str, Any] | None) -> list[str]:

@@ -224,6 +224,8 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("diffusion/edm2_folder.py", "tests/diffusion/test_edm2.py"): [
         ("if theirs.network.classes not in (0, ours.network.classes)", "if False"),
         ('"latent_std": (ours.latent_std, theirs.latent_std),', ""),
+        ('"latent_mean": (ours.latent_mean, theirs.latent_mean),', ""),
+        ('"channels": (ours.network.channels, theirs.network.channels),', ""),
     ],
     ("method.py", "tests/diffusion/test_edm2_vectors.py"): [
         ("            noise = normals(generators, model.latent_shape).to(model.device)\n            given = prompts\n"
@@ -523,7 +525,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("HEAD, CLIP_HEAD = 64, 80", "HEAD, CLIP_HEAD = 32, 80"),
         ("HEAD, CLIP_HEAD = 64, 80", "HEAD, CLIP_HEAD = 64, 40"),
         ('"qkv".index(split[1])', '"kqv".index(split[1])'),
-        ('hidden_act="gelu"', 'hidden_act="quick_gelu"'),
+        ('"hidden_act": "gelu"', '"hidden_act": "quick_gelu"'),
         ("levels - 1 - int(found[1])", "int(found[1])"),
         ("block_{int(found[1]) + 1}", "block_{2 - int(found[1])}"),
         ('(r"^norm1\\.", "in_layers.0.")', '(r"^norm1\\.", "out_layers.0.")'),

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from harness import edm2_pickle
-from harness.diffusion.edm2_network import EDM2Config, EDM2Network
+from harness.diffusion.edm2_network import WEIGHTS, EDM2Config, EDM2Network
 from harness.errors import HarnessError
 from tests import edm2_pickles
 from tests.edm2_pickles import NETWORKS, EasyDict, Persistent, content, dumps
@@ -86,11 +86,12 @@ def test_other_versions_of_python_and_torch_wrote_the_same(tmp_path: Path, proto
 def test_a_conversion_is_the_same_each_time_and_for_all_users(tmp_path: Path) -> None:
     path = edm2_pickles.write(tmp_path / "n.pkl", "no-labels")
     edm2_pickle.convert(path, tmp_path / "a")
-    edm2_pickle.convert(path, tmp_path / "b")
-    for name in ("config.json", edm2_pickle.WEIGHTS):
+    edm2_pickle.convert(path.rename(tmp_path / "other.pkl"), tmp_path / "b")
+    path = tmp_path / "other.pkl"
+    for name in ("config.json", WEIGHTS):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert sorted(os.listdir(tmp_path / "a")) == ["config.json", edm2_pickle.WEIGHTS]
-    modes = {(tmp_path / "a" / name).stat().st_mode for name in ("config.json", edm2_pickle.WEIGHTS)}
+    assert sorted(os.listdir(tmp_path / "a")) == ["config.json", WEIGHTS]
+    modes = {(tmp_path / "a" / name).stat().st_mode for name in ("config.json", WEIGHTS)}
     assert modes == {path.stat().st_mode}
 
 
@@ -104,7 +105,7 @@ def test_a_tensor_in_another_order_of_its_memory_keeps_its_values(tmp_path: Path
     path = tmp_path / "n.pkl"
     path.write_bytes(dumps(made))
     edm2_pickle.convert(path, tmp_path / "made")
-    assert torch.equal(load_file(tmp_path / "made" / edm2_pickle.WEIGHTS)["emb_noise.weight"],
+    assert torch.equal(load_file(tmp_path / "made" / WEIGHTS)["emb_noise.weight"],
                        weights["emb_noise.weight"])
 
 
@@ -192,6 +193,14 @@ def called_from_text(module: str, name: str, *texts: str) -> bytes:
     return f"c{module}\n{name}\n(".encode() + b"".join(f"V{text}\n".encode() for text in texts) + b"tR."
 
 
+def with_state(_settings: dict[str, Any] | None = None, **change: Any) -> bytes:
+    """A whole network whose state, or whose settings in it, are changed."""
+    made = content(SMALL)
+    state = made["ema"].meta["state"]
+    state["_init_kwargs"] |= _settings or {}
+    return dumps(EasyDict(made | {"ema": Persistent("Precond", state | change)}))
+
+
 ATTACKS: dict[str, Callable[[Path], bytes]] = {
     "os.system": lambda f: with_encoder(Calls(os.system, f"touch {f}")),
     "os.system as all there is": lambda f: pickle.dumps(Calls(os.system, f"touch {f}")),
@@ -269,6 +278,15 @@ ATTACKS: dict[str, Callable[[Path], bytes]] = {
     "no network": lambda f: dumps(EasyDict(encoder=None)),
     "a tensor for a network": lambda f: dumps(EasyDict(ema=torch.zeros(3))),
     "another class": lambda f: dumps(EasyDict(ema=Persistent("EDMPrecond", {}))),
+    "a network of a class that was not called": lambda f: (
+        b"\x80\x02}X\x03\x00\x00\x00emactorch.nn.modules.container\nModuleDict\n)\x81s."
+    ),
+    **{f"an array as {name}": lambda f, name=name: with_state({name: np.ones(2)})  # type: ignore[misc]
+       for name in ("resample_filter", "channel_mult_emb", "clip_act", "img_resolution")},
+    "an array as unnamed settings": lambda f: with_state(_init_args=np.ones(2)),
+    **{f"an array as {name}": lambda f, name=name: with_encoder(  # type: ignore[misc]
+        Persistent("StabilityVAEEncoder", {"_init_kwargs": {name: np.ones(2)}}))
+       for name in ("final_mean", "final_std", "raw_std")},
     "a network without state": lambda f: dumps(EasyDict(ema=Persistent("Precond", None))),
 }
 

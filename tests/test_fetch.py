@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import constants
+from safetensors.numpy import save
 
 from harness import artifacts, download, fetch, fetch_edm2, manifest, weights
 from harness.artifacts import Artifact, File
@@ -242,6 +243,22 @@ def test_files_beside_those_that_are_opened_change_nothing(tmp_path: Path) -> No
 def test_which_files_of_a_part_are_opened(names: list[str], expected: list[str]) -> None:
     index = {"_class_name": "X", "unet": ["diffusers", "UNet"], "other": [None, None], "flag": True}
     assert weights.needed(names, index) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("unet", "opened"), [("UNet2DConditionModel", False), ("UNetSpatioTemporalConditionModel", True)]
+)
+def test_an_image_encoder_is_opened_beside_a_unet_of_clips_alone(unet: str, opened: bool, tmp_path: Path) -> None:
+    """Of Stable Diffusion it is an adapter's, and has no part in digests."""
+    index = {"unet": ["diffusers", unet], "image_encoder": ["transformers", "CLIPVisionModelWithProjection"]}
+    for name, content in (("model_index.json", json.dumps(index).encode()), ("unet/d.safetensors", save({}))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    before = weights.content_digest(tmp_path)
+    (tmp_path / "image_encoder").mkdir()
+    (tmp_path / "image_encoder" / "model.safetensors").write_bytes(save({}))
+    assert (weights.content_digest(tmp_path) != before) is opened
+    assert weights.parts(index) == ["unet", "image_encoder"][: 1 + opened]
 
 
 def test_a_repository_without_an_index_is_taken_whole(hub: Server, home: Path) -> None:

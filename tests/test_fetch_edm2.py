@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from harness import download, fetch_edm2, weights
 from harness.artifacts import catalogue
 from harness.errors import HarnessError, Lacking
 from harness.metrics.reference import find_reference
+from harness.store import Store
 from tests import edm2_pickles
 from tests.command import harness
 from tests.edm2_pickles import NETWORKS, EasyDict, content, dumps
@@ -202,6 +204,28 @@ def test_a_pickle_of_one_s_own(home: Path, tmp_path: Path, capsys: pytest.Captur
     assert weights.content_digest(folder) != first
     for path in (tmp_path / "none.pkl", tmp_path / "a b.pkl"):
         assert harness(capsys, "fetch", str(path))[0] == 1
+
+
+def test_a_converted_pickle_generates(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = edm2_pickles.write(tmp_path / "mine.pkl", "pixels")
+    (tmp_path / "edm2.yaml").write_text(yaml.safe_dump({
+        "name": "edm2", "models": {"tiny": {"family": "edm2", "weights": "mine"}},
+        "prompts": {"classes": {"set": "classes", "path": "classes.csv", "columns": {
+            "id": "id", "text": "text", "class_label": "label"}}},
+        "sampler": {"name": "heun", "steps": 2}, "methods": {"plain": {}},
+    }))
+    (tmp_path / "classes.csv").write_text("id,text,label\na,zero,0\nb,one,1\n")
+    assert harness(capsys, "fetch", str(own))[0] == 0
+    code, _, err = harness(
+        capsys, "run", str(tmp_path / "edm2.yaml"), "--workers", "0", "--results", str(tmp_path / "runs")
+    )
+    assert code == 0, err
+    store = Store(tmp_path / "runs" / "edm2")
+    (part,) = store.parts("images")
+    rows, images = store.read_images(part)
+    assert [row["error"] for row in rows] == [None, None]
+    one, other = (image for image in images if image is not None)
+    assert (one.shape, one.std() > 1, (one != other).any()) == ((1, 8, 8, 3), True, True)
 
 
 def test_a_conversion_that_was_stopped_leaves_no_network(

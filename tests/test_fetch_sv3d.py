@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from harness import artifacts, fetch, weights
+from harness import artifacts, fetch, fetch_sv3d, weights
+from harness.diffusion import sv3d_file
 from harness.errors import HarnessError, Lacking
+from harness.files import write_atomic
 from harness.store import Store
 from tests.command import harness
 from tests.loopback import Page, empty_home, serving_as_the_hub
@@ -53,34 +56,76 @@ def test_the_published_file_is_fetched_verified_converted_and_found(
             0, f"sv3d-u: fetched into {folder} and converted"
         )
         (folder / FILE).unlink()  # as the message says
-        code, out, _ = harness(capsys, "fetch", "sv3d-u")
-        assert out == f"sv3d-u: is here already, in {folder}\n"
+        code, out, _ = harness(capsys, "fetch", "sv3d-u", "--verify")
+        assert out == f"sv3d-u: is here already, in {folder}, 8 of its hashes verified\n"
         assert server.statuses(URL) == [403, 200]
     assert weights.resolve("sv3d-u") == folder.resolve()
     assert {path.parent.name for path in weights.files_of(folder)} == {
         "sv3d-u", "unet", "vae", "image_encoder", "scheduler"
     }
     assert any(line.startswith("here  weights  sv3d-u") for line in fetch.listing())
+    made = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    made.write_bytes(made.read_bytes()[:-1] + b"x")
+    code, _, err = harness(capsys, "fetch", "sv3d-u", "--verify")
+    assert (code, f"{made} is damaged" in " ".join(err.split())) == (1, True)
+    shutil.rmtree(folder / "unet")
+    assert fetch_sv3d.here("sv3d-u") is None
+
+
+def test_the_hub_s_own_cache_is_looked_into(
+    file: Path, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = home.parent / "hub" / "models--stabilityai--sv3d"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("c0ffee")
+    (cache / "snapshots" / "c0ffee").mkdir(parents=True)
+    (cache / "snapshots" / "c0ffee" / FILE).symlink_to(file)
+    monkeypatch.setattr(sv3d_file, "convert", lambda path, folder: write_atomic(folder / "model_index.json", b"{}"))
+    with serving_as_the_hub(monkeypatch) as server:
+        code, out, err = harness(capsys, "fetch", "sv3d-u")
+        assert (code, server.noted) == (0, []), err
+    assert out.startswith(f"sv3d-u: fetched into {home / 'sv3d-u'} and converted; {file.resolve()} is not needed")
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("clip-b-32", "'clip-b-32' is the name of something published"),
+    ("edm2-img512-xxl", "'edm2-img512-xxl' is the name of something published"),
+    ("pipeline", "pipeline/model_index.json belongs to another model"),
+    ("network", "network/config.json belongs to another model"),
+])
+def test_another_model_s_folder_is_left_alone(
+    name: str, said: str, file: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kept in (home / "pipeline" / "model_index.json", home / "network" / "config.json"):
+        (kept.parent / "unet").mkdir(parents=True)
+        kept.write_text('{"unet": ["diffusers", "UNet2DConditionModel"]}')
+    before = sorted(home.rglob("*"))
+    shutil.copy(file, tmp_path / f"{name}.safetensors")
+    code, _, err = harness(capsys, "fetch", str(tmp_path / f"{name}.safetensors"))
+    assert code == 1
+    assert said in "".join(err.split("\n"))
+    assert [path for path in sorted(home.rglob("*")) if ".locks" not in path.parts] == before
 
 
 def test_a_file_of_ones_own_is_converted_by_its_name(
     file: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(HarnessError, match=rf"`harness fetch {file}` converts .* 'weights: mine' then finds it"):
+    told = rf"`harness fetch {file}` converts .* 'weights: mine' then finds it; other models: a folder in the diffusers"
+    with pytest.raises(HarnessError, match=told):
         weights.resolve(str(file))
     code, out, _ = harness(capsys, "fetch", str(file))
     assert (code, weights.resolve("mine")) == (0, (home / "mine").resolve())
     source = json.loads((home / "mine" / "model_index.json").read_text())["source"]
-    assert source == {"file": "mine.safetensors", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert source == {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     code, out, _ = harness(capsys, "fetch", str(file))
     assert (code, out) == (0, f"{file}: is here already, in {home / 'mine'}\n")
-    # Another file of the same name is no SV3D: refused, and the folder of the first is still whole.
+    # Another file of the same name is refused, and the folder of the first is still whole.
     other = tmp_path / "other" / "mine.safetensors"
     other.parent.mkdir()
     save_file({"x": tiny_file.tensor("x", [1])}, other)
     code, _, err = harness(capsys, "fetch", str(other))
     assert code == 1
-    assert "expected sv3d_u.safetensors" in " ".join(err.split())
+    assert "belongs to another model" in " ".join(err.split())
     assert weights.resolve("mine") == (home / "mine").resolve()
 
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -464,13 +465,13 @@ def test_every_set_has_a_small_file() -> None:
 def test_the_orbits_of_solids_are_made_by_the_command_that_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("HARNESS_PROMPTS", str(tmp_path))
+    monkeypatch.setenv("HARNESS_PROMPTS", str(tmp_path / "two words"))
     with pytest.raises(Lacking) as lacking:
         load("shapes-orbits")
     told = re.search(r"`python -m harness\.shapes\.orbit ([^`]*)` makes it", str(lacking.value))
     assert told is not None
     monkeypatch.setattr(orbit, "render", lambda *_: np.zeros((8, 8, 3), np.uint8))
-    orbit.main(told.group(1).split())
+    orbit.main(shlex.split(told.group(1)))
     loaded = load("shapes-orbits")
     assert len(loaded) == 30  # and their ids and texts are those of the manifest
     assert all(prompt.truth and len(prompt.truth["frames"]) == 21 for prompt in loaded)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -214,13 +215,14 @@ class Diffusion(ABC):
         """
 
     @classmethod
-    def further_weights(cls, folder: Path) -> tuple[str, ...]:
-        """Other weights that the model of `folder` opens, as `load` takes them (an autoencoder by its Hub id).
+    def further_weights(cls, folder: Path) -> dict[str, str]:
+        """Other weights that the model of `folder` opens, as `load` takes them (an autoencoder by its Hub id), each
+        with the sub-folder that is opened: without such a one it is the whole (`harness.weights.part_of`).
 
         Raises:
             HarnessError: the folder's configuration cannot be read.
         """
-        return ()
+        return {}
 
     @classmethod
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:
@@ -336,3 +338,13 @@ class Diffusion(ABC):
     def flops_per_text(self) -> float:
         """Likewise of encoding one prompt."""
         return 0.0
+
+    @cached_property
+    def _flops(self) -> dict[tuple[str, bool], float]:
+        return {}
+
+    def _kept(self, part: str, gradient: bool, count: Callable[[], float]) -> float:
+        """What has been counted once. `part` is a network's name, or begins with "/", as no network's name does."""
+        if (part, gradient) not in self._flops:
+            self._flops[part, gradient] = count()
+        return self._flops[part, gradient]

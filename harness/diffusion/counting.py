@@ -21,16 +21,16 @@ from harness.prompts import Prompt
 class Counting(Diffusion):
     """Predicts zeros. `counter` then holds the evaluations of one sample of a method, stages included."""
 
-    family = "counting"
     samplers = ()
     native = "epsilon"
 
     def __init__(
-        self, scheduler_config: dict[str, Any], requests: frozenset[str], networks: tuple[str, ...],
+        self, family: str, scheduler_config: dict[str, Any], requests: frozenset[str], networks: tuple[str, ...],
         unconditional: str = "main", grid: Grid | None = None, clips: bool = False,
     ) -> None:
-        """`grid` is that of a variance-exploding family, which has no scheduler's configuration; `clips`: its rows are
-        clips and not stills."""
+        """`family` is the one that it stands for; `grid` that of a variance-exploding family, which has no scheduler's
+        configuration; `clips`: its rows are clips and not stills."""
+        self.family: ClassVar[str] = family  # type: ignore[misc]
         self.scheduler_config, self.grid = scheduler_config, grid
         self.unconditional: ClassVar[str] = unconditional  # type: ignore[misc]
         self.requests: ClassVar[frozenset[str]] = requests  # type: ignore[misc]

@@ -50,7 +50,6 @@ class EDM2(VarianceExploding):
         self.latent_shape = (self.config.channels, self.config.resolution, self.config.resolution)
         self.images = images
         self._networks = {"main": network}
-        self._flops: dict[tuple[str, bool], float] = {}
 
     @classmethod
     def load(
@@ -102,10 +101,10 @@ class EDM2(VarianceExploding):
         self.networks = tuple(self._networks)
 
     @classmethod
-    def further_weights(cls, folder: Path) -> tuple[str, ...]:
+    def further_weights(cls, folder: Path) -> dict[str, str]:
         """The autoencoder."""
         vae = edm2_folder.read(folder).vae
-        return () if vae is None else (vae,)
+        return {} if vae is None else {vae: edm2_folder.VAE}
 
     @classmethod
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:
@@ -212,19 +211,17 @@ class EDM2(VarianceExploding):
 
     def flops_per_evaluation(self, network: str = "main") -> float:
         """Floating-point operations of one row's evaluation, counted on shapes alone (`harness.flops`)."""
-        if (network, False) not in self._flops:
-            empty = edm2_folder.without_weights(self._networks[network].config)
-            with torch.device("meta"):
-                x, sigma = torch.empty(1, *self.latent_shape), torch.empty(1)
-                labels = torch.empty(1, empty.config.classes)
-                self._flops[network, False] = flops.of_forward(lambda: empty(x, sigma, labels))
-        return self._flops[network, False]
+        return self._kept(network, False, lambda: self._network_flops(network))
 
     def flops_per_decode(self, gradient: bool = False) -> float:
         """Of decoding one row, or of the way back from the image to the latents."""
-        if ("/decoder", gradient) not in self._flops:  # "/" begins no network's name
-            self._flops["/decoder", gradient] = self.images.flops(self.latent_shape, gradient)
-        return self._flops["/decoder", gradient]
+        return self._kept("/decoder", gradient, lambda: self.images.flops(self.latent_shape, gradient))
+
+    def _network_flops(self, network: str) -> float:
+        empty = edm2_folder.without_weights(self._networks[network].config)
+        with torch.device("meta"):
+            x, sigma, labels = torch.empty(1, *self.latent_shape), torch.empty(1), torch.empty(1, empty.config.classes)
+            return flops.of_forward(lambda: empty(x, sigma, labels))
 
 
 def unknown_class(prompt: Prompt, classes: int) -> str | None:

@@ -22,11 +22,10 @@ from safetensors.torch import load_file
 
 from harness import weights as weight_files
 from harness.diffusion import folders
-from harness.diffusion.edm2_network import Block, EDM2Config, EDM2Network
+from harness.diffusion.edm2_network import CLASS, WEIGHTS, Block, EDM2Config, EDM2Network
 from harness.errors import HarnessError
 
-CLASS = "EDM2Network"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+VAE = "vae"  # the sub-folder of an autoencoder in a pipeline
 KEYS = {field.name for field in fields(EDM2Config)}
 
 
@@ -173,8 +172,7 @@ def autoencoder(source: str, fetch: bool = True) -> Path:
         HarnessError: there is none, or it is of another kind.
         Lacking: it is not on this machine, and `fetch` is False.
     """
-    folder = weight_files.resolve(source, fetch=fetch)
-    folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    folder = weight_files.part_of(weight_files.resolve(source, fetch=fetch), VAE)
     try:
         kind = folders.config(folder.parent, folder.name).get("_class_name")
     except (OSError, ValueError) as error:

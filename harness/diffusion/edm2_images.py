@@ -21,8 +21,6 @@ LATENT_STD = 0.5  # of the latents that networks see, a channel
 class Images(Protocol):
     """A way from latents to pixels."""
 
-    factor: int  # pixels a latent, along a side
-
     def unit(self, latents: Tensor) -> Tensor:
         """Images in [0, 1], float32 `[B, 3, H, W]`, with gradients."""
         ...
@@ -38,8 +36,6 @@ class Images(Protocol):
 
 class Pixels:
     """RGB in [-1, 1]."""
-
-    factor = 1
 
     def unit(self, latents: Tensor) -> Tensor:
         """Half of it and a half."""
@@ -66,7 +62,6 @@ class Autoencoded:
         with quiet():
             vae = folders.open_network(folders.AUTOENCODERS[config["_class_name"]], folder, torch_dtype=torch.float32)
         self.vae = vae.to(device).eval().requires_grad_(False)
-        self.factor = folders.factor(config)
         scale = np.float32(LATENT_STD) / np.asarray(std, dtype=np.float32)
         self.scale = torch.from_numpy(scale).to(device).view(1, -1, 1, 1)
         self.bias = torch.from_numpy(-np.asarray(mean, dtype=np.float32) * scale).to(device).view(1, -1, 1, 1)

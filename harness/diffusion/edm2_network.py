@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+CLASS, WEIGHTS = "EDM2Network", "diffusion_pytorch_model.safetensors"  # what a folder calls it, and its parameters
 EPSILON = 1e-4
 SILU = 1 / 0.596  # undoes what SiLU does to the magnitude of normal values (Eq. 81); lies in the weights that follow
 RESIDUAL = 0.3  # share of a block's residual branch, and of its attention

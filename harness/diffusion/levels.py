@@ -12,6 +12,7 @@ from harness.errors import HarnessError
 
 ROUNDING = 1e-9  # a grid's ends are powers of roots of the given ones
 
+
 class NoiseLevels:
     """alpha = sqrt(abar) and sigma = sqrt(1 - abar) of a training schedule, in double precision.
 

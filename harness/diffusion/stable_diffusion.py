@@ -9,7 +9,7 @@ tiles, whose seams would show).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -66,7 +66,6 @@ class StableDiffusion(Diffusion):
         side = self.size // folders.factor(vae.config)
         self.latent_shape = (unet.config.in_channels, side, side)
         self._texts: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
-        self._flops: dict[tuple[str, bool], float] = {}
 
     @classmethod
     def load(
@@ -268,12 +267,6 @@ class StableDiffusion(Diffusion):
     def flops_per_text(self) -> float:
         """Of encoding one prompt, padded to the encoder's length as all are."""
         return self._kept("/text", False, lambda: flops.of_forward(lambda: self._encode("")))
-
-    def _kept(self, part: str, gradient: bool, count: Callable[[], float]) -> float:
-        """What has been counted once; "/" begins no network's name."""
-        if (part, gradient) not in self._flops:
-            self._flops[part, gradient] = count()
-        return self._flops[part, gradient]
 
     def _unet_flops(self, network: str, gradient: bool) -> float:
         one = self.encode([Prompt("", "")]).tensors

@@ -9,7 +9,7 @@ encoder are the library's, in the folder layout of Stable Video Diffusion.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,7 +78,6 @@ class SV3D(VarianceExploding):
         self.size = size or SIZE
         side = self.size // folders.factor(vae.config)
         self.latent_shape = (frames, int(unet.config.out_channels), side, side)
-        self._flops: dict[tuple[str, bool], float] = {}
 
     @classmethod
     def load(
@@ -312,12 +311,6 @@ class SV3D(VarianceExploding):
         """Of encoding one prompt: its picture, by both encoders."""
         blank = torch.zeros(3, self.size, self.size)
         return self._kept("picture", False, lambda: flops.of_forward(lambda: self._encode(blank, "")))
-
-    def _kept(self, part: str, gradient: bool, count: Callable[[], float]) -> float:
-        """What has been counted once."""
-        if (part, gradient) not in self._flops:
-            self._flops[part, gradient] = count()
-        return self._flops[part, gradient]
 
     def _unet_flops(self, gradient: bool) -> float:
         """On shapes alone, so that device and kernels have no part in it."""

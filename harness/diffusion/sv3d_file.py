@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from harness.diffusion.sv3d_names import EMBEDDED, NOT_USED, UNET, Part, Shapes, as_weight, clip, unet, vae
+from harness.download import must_fit
 from harness.errors import HarnessError
 from harness.files import write_atomic, writing
 from harness.metrics.clip_pixels import MEAN, STD
@@ -24,7 +26,7 @@ OTHERS = {  # how wide the label embedding is in the models of the same layout
     768: "Stable Video Diffusion (told frames a second and motion)",
     1280: "SV3D-P (told elevations and azimuths)",
 }
-PICKLED = (b"PK\x03\x04", b"\x80")  # how files of torch.save begin, new and old
+PICKLED = (b"PK\x03\x04", b"\x80")  # how files of torch.save begin, new and old; a safetensors file may as well
 INDEX = "model_index.json"
 WHERE = "HARNESS_WEIGHTS"  # chooses another folder for weights
 
@@ -36,11 +38,12 @@ def convert(path: Path, folder: Path) -> None:
 
     Raises:
         HarnessError: the file is a pickle, damaged, of another model (which one, where that is known), or lacks keys or
-            has others; nothing is written.
+            has others; or the disk has no room for as much again. Nothing is written.
         StoreError: the folder cannot be written.
     """
     with _opened(path) as file:
         found = parts({key: file.get_slice(key).get_shape() for key in file.keys()}, path)  # noqa: SIM118
+        must_fit(folder, path.stat().st_size, str(folder), WHERE, "written")
         with writing(folder, WHERE):
             (folder / INDEX).unlink(missing_ok=True)
         for part in found:
@@ -50,16 +53,22 @@ def convert(path: Path, folder: Path) -> None:
 
 def _opened(path: Path) -> Any:
     """The file, its header read."""
+    pickled = f"{path} is a pickle, which could run code when opened: expected {FILE}"
+    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        raise HarnessError(pickled)
     try:
-        with path.open("rb") as file:
-            begin = file.read(4)
-        if path.suffix in (".ckpt", ".pt", ".pth", ".bin") or begin.startswith(PICKLED):
-            raise HarnessError(f"{path} is a pickle, which could run code when opened: expected {FILE}")
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and _begins_as_a_pickle(path):
+            raise HarnessError(pickled) from error
         raise HarnessError(
             f"{path} cannot be opened as safetensors ({error}): it is missing, cut or damaged; fetch {FILE} again"
         ) from error
+
+
+def _begins_as_a_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4).startswith(PICKLED)
 
 
 def parts(shapes: Shapes, path: Path) -> list[Part]:
@@ -68,11 +77,18 @@ def parts(shapes: Shapes, path: Path) -> list[Part]:
     Raises:
         HarnessError: as `convert`; it names `path`.
     """
-    _must_be_sv3d_u(shapes, path)
     try:
-        found = [unet(shapes), vae(shapes), clip(shapes)]
+        return _parts(shapes, path)
     except KeyError as error:
         raise HarnessError(f"{path} is not whole: it lacks the key {error.args[0]!r}; fetch {FILE} again") from error
+    except (IndexError, ValueError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
+        raise HarnessError(f"{path}: the shapes of its weights do not fit together ({error}); expected {FILE}"
+                           ) from error
+
+
+def _parts(shapes: Shapes, path: Path) -> list[Part]:
+    _must_be_sv3d_u(shapes, path)
+    found = [unet(shapes), vae(shapes), clip(shapes)]
     wanted = {source for part in found for source in part.sources.values()}
     lacking = sorted(wanted - shapes.keys())
     surplus = sorted(key for key in shapes.keys() - wanted if not key.startswith(NOT_USED))
@@ -117,7 +133,7 @@ def _write(part: Part, file: Any, folder: Path) -> None:
         try:
             temporary.mkdir(parents=True)
             config = temporary / "config.json"
-            config.write_text(part.config)
+            config.write_text(json.dumps(part.config, indent=2) + "\n")
             weights = temporary / part.weights
             save_file(
                 {name: as_weight(name, file.get_tensor(source)).contiguous() for name, source in part.sources.items()},
@@ -138,7 +154,7 @@ def _describe(found: list[Part], folder: Path, path: Path) -> None:
         "_class_name": "StableVideoDiffusionPipeline",
         "feature_extractor": ["transformers", "CLIPImageProcessor"],
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "source": {"file": path.name, "sha256": sha256_of(path)},
+        "source": {"sha256": sha256_of(path)},
     }
     for part in found:
         cls = type(part.network)

@@ -54,7 +54,7 @@ class Part:
     weights: str  # name of the file
     network: Any  # on the meta device: shapes alone
     sources: dict[str, str]  # name in the library -> key in the file
-    config: str  # the network's configuration file
+    config: dict[str, Any]  # what its configuration file says; the rest is the library's default
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
@@ -76,6 +76,7 @@ def unet(shapes: Shapes) -> Part:
     attends = [f"{last}1.norm.weight" in shapes for last in lasts]
     channels = [shapes[f"{last}0.out_layers.3.weight"][0] for last in lasts]
     config = {
+        "_class_name": "UNetSpatioTemporalConditionModel",
         "sample_size": 72,  # 576 pixels
         "in_channels": first[1],
         "out_channels": shapes[f"{UNET}out.2.weight"][0],
@@ -121,15 +122,17 @@ def unet(shapes: Shapes) -> Part:
         (r"\blinear_1\.", "0."),
         (r"\blinear_2\.", "2."),
     ]
-    return Part("unet", "diffusion_pytorch_model.safetensors", network, _sources(network, names, lambda name: UNET),
-                network.to_json_string())
+    sources = _sources(network, names, lambda name: UNET)
+    return Part("unet", "diffusion_pytorch_model.safetensors", network, sources, config)
 
 
 def vae(shapes: Shapes) -> Part:
     """The encoder of the picture and the decoder of the frames as one autoencoder. Raises KeyError as `unet`."""
     temporal = any(key.startswith(DECODER) and ".time_stack." in key for key in shapes)
     levels = _count(shapes, f"{ENCODER}encoder.down.")
+    cls = AutoencoderKLTemporalDecoder if temporal else AutoencoderKL
     config: dict[str, Any] = {
+        "_class_name": cls.__name__,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "block_out_channels": [
             shapes[f"{ENCODER}encoder.down.{level}.block.0.conv2.weight"][0] for level in range(levels)
@@ -142,7 +145,7 @@ def vae(shapes: Shapes) -> Part:
     if not temporal:  # the first stage has a decoder and nothing before it
         config |= {"up_block_types": ["UpDecoderBlock2D"] * levels, "use_post_quant_conv": False}
     with torch.device("meta"):
-        network = (AutoencoderKLTemporalDecoder if temporal else AutoencoderKL).from_config(config)
+        network = cls.from_config(config)
     names: Names = [
         (r"\bdown_blocks\.(\d+)\.resnets\.", r"down.\1.block."),
         (r"\bdown_blocks\.(\d+)\.downsamplers\.0\.", r"down.\1.downsample."),
@@ -163,24 +166,25 @@ def vae(shapes: Shapes) -> Part:
         (r"^decoder\.", ""),
     ]
     sources = _sources(network, names, lambda name: DECODER if name.startswith("decoder.") else ENCODER)
-    return Part("vae", "diffusion_pytorch_model.safetensors", network, sources, network.to_json_string())
+    return Part("vae", "diffusion_pytorch_model.safetensors", network, sources, config)
 
 
 def clip(shapes: Shapes) -> Part:
     """The vision tower of CLIP. Raises KeyError as `unet`."""
     width, patch = shapes[f"{CLIP}conv1.weight"][0], shapes[f"{CLIP}conv1.weight"][-1]
-    config = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=shapes[f"{CLIP}transformer.resblocks.0.mlp.c_fc.weight"][0],
-        projection_dim=shapes[f"{CLIP}proj"][1],
-        num_hidden_layers=_count(shapes, f"{CLIP}transformer.resblocks."),
-        num_attention_heads=max(width // CLIP_HEAD, 1),
-        image_size=patch * math.isqrt(shapes[f"{CLIP}positional_embedding"][0] - 1),
-        patch_size=patch,
-        hidden_act="gelu",
-    )
+    config = {
+        "model_type": CLIPVisionConfig.model_type,
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{CLIP}transformer.resblocks.0.mlp.c_fc.weight"][0],
+        "projection_dim": shapes[f"{CLIP}proj"][1],
+        "num_hidden_layers": _count(shapes, f"{CLIP}transformer.resblocks."),
+        "num_attention_heads": max(width // CLIP_HEAD, 1),
+        "image_size": patch * math.isqrt(shapes[f"{CLIP}positional_embedding"][0] - 1),
+        "patch_size": patch,
+        "hidden_act": "gelu",
+    }
     with torch.device("meta"):
-        network = CLIPVisionModelWithProjection(config)
+        network = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(config))
     names: Names = [
         (r"^vision_model\.", ""),
         (r"^embeddings\.class_embedding", "class_embedding"),
@@ -196,8 +200,7 @@ def clip(shapes: Shapes) -> Part:
         (r"\bmlp\.fc1\.", "mlp.c_fc."),
         (r"\bmlp\.fc2\.", "mlp.c_proj."),
     ]
-    return Part("image_encoder", "model.safetensors", network, _sources(network, names, lambda name: CLIP),
-                config.to_json_string())
+    return Part("image_encoder", "model.safetensors", network, _sources(network, names, lambda name: CLIP), config)
 
 
 def _sources(network: nn.Module, names: Names, prefix: Callable[[str], str]) -> dict[str, str]:

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness import weights
-from harness.diffusion.edm2_network import EDM2Config, EDM2Network
+from harness.diffusion.edm2_network import CLASS, WEIGHTS, EDM2Config, EDM2Network
+from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.shapes.classes import CLASSES, make_images, part_folders
 from harness.shapes.data import run_jobs
@@ -137,12 +138,16 @@ class GuideStage(EDM2Stage):
 
 
 def export(network: EDM2Network, folder: Path, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """Writes a network's folder; ``mean`` and ``std`` are of the autoencoder's raw latents, a value a channel."""
-    config = {"_class_name": "EDM2Network", **asdict(network.config), "vae": AUTOENCODER}
+    """Writes a network's folder; ``mean`` and ``std`` are of the autoencoder's raw latents, a value a channel.
+
+    ``config.json`` comes last: without it there is no network there.
+    """
+    config = {"_class_name": CLASS, **asdict(network.config), "vae": AUTOENCODER}
     config |= {"latent_mean": list(mean), "latent_std": list(std)}
     tensors = {name: value.detach().cpu().half().contiguous() for name, value in network.state_dict().items()}
+    (folder / "config.json").unlink(missing_ok=True)  # of what is replaced
     data = save(tensors, metadata={"format": "pt"})
-    write_atomic(folder / "diffusion_pytorch_model.safetensors", data)
+    write_atomic(folder / WEIGHTS, data)
     write_atomic(folder / "config.json", f"{json.dumps(config, indent=2)}\n".encode())
     return {"parameters": sum(p.numel() for p in network.parameters()), "bytes": len(data)}
 
@@ -170,7 +175,12 @@ def train(
         minutes: between checkpoints. deadline: epoch seconds at which to checkpoint and stop; stop_after: as many
             steps of this call.
         progress: called with a dict a log line; it must be picklable when processes > 1. Default: log lines.
+
+    Raises:
+        HarnessError: the batch cannot be divided among the processes.
     """
+    if batch % processes:
+        raise HarnessError(f"a batch of {batch} cannot be divided among {processes} processes: take another number")
     out = Path(out_dir)
     prepare(str(out / "data"), images, processes)
     figures_path = out / "weights" / "figures.json"

@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import harness
 from harness.diffusion.base import Sampler
 from harness.diffusion.edm2 import EDM2
-from harness.diffusion.edm2_folder import WEIGHTS
 from harness.diffusion.edm2_images import DECODED_TOGETHER, Autoencoded
+from harness.diffusion.edm2_network import WEIGHTS
 from harness.errors import HarnessError
 from harness.prompts import Prompt
 from harness.store import Store
@@ -174,10 +174,14 @@ def test_a_folder_that_is_none_is_said(
 
 
 def test_a_guide_must_fit(home: Path, tmp_path: Path) -> None:
-    for name, message in (("deep", "has resolution 16, the model 8: both must take the same latents"),):
-        assert any(message in text for text in EDM2.network_problems(home / "cond", "weights", home / name))
-    other = edit(shutil.copytree(home / "guide", tmp_path / "guide"), latent_std=[1, 1, 1, 1])
-    assert "latent_std [1.0, 1.0, 1.0, 1.0]" in EDM2.network_problems(home / "cond", "weights", other)[0]
+    said = "\n".join(EDM2.network_problems(home / "cond", "weights", home / "deep"))
+    assert "has resolution 16, the model 8: both must take the same latents" in said
+    assert "has channels 3, the model 4: both" in said
+    for key in ("latent_mean", "latent_std"):
+        other = edit(shutil.copytree(home / "guide", tmp_path / key), **{key: [1, 1, 1, 1]})
+        found = EDM2.network_problems(home / "cond", "weights", other)
+        assert len(found) == 1
+        assert f"has {key} [1.0, 1.0, 1.0, 1.0], the model" in found[0]
     assert "knows 5 classes, the model 0" in EDM2.network_problems(home / "guide", "weights", home / "cond")[0]
     assert EDM2.network_problems(home / "cond", "weights", home / "cond") == []
     assert "'weights' alone" in EDM2.network_problems(home / "cond", "lora", home / "guide")[0]
@@ -299,14 +303,34 @@ def test_an_autoencoder_that_is_not_here_is_said_and_is_part_of_the_model(
     assert "someone/vae, which edm2 opens: MISSING" in said
     assert "`harness fetch someone/vae`" in said
     assert code == 1
+    # What the family says is said before the weights are here.
+    for guidance, expected in ((CFG, "family 'edm2' gives unconditional predictions by a second network, 'guide'"),
+                               ({"pag": {"scale": 2}}, "PAG needs perturbed predictions, which family 'edm2'")):
+        path = benchmark(tmp_path, home, {"g": {"guidance": guidance}}, model={
+            "weights": "edm2-img512-xs-2147483-0.135", "networks": {}})
+        code, _, said = command.harness(capsys, "check", path)
+        assert code == 2
+        assert f"methods.g: {expected}" in " ".join(said.split()).replace("methods.g: with models.edm2:", "methods.g:")
+    path = benchmark(tmp_path, home, {"plain": {}}, model={"weights": str(folder), "networks": {}})
 
     from harness import benchmark as benchmarks
     from harness.resolve import resolve
 
+    def identity() -> dict[str, Any]:
+        return resolve(benchmarks.load(Path(path)), Path(path)).models["edm2"].identity
+
+    def touch(file: Path) -> None:
+        file.write_text(file.read_text() + "\n")
+
+    pipeline = Path(str(harness.__file__)).parent / "shapes" / "weights" / "shapes-sd"
     place = tmp_path / "weights" / "someone" / "vae"
-    shutil.copytree(Path(str(harness.__file__)).parent / "shapes" / "weights" / "shapes-sd" / "vae", place)
-    first = resolve(benchmarks.load(Path(path)), Path(path)).models["edm2"].identity
-    (place / "config.json").write_text((place / "config.json").read_text() + "\n")
-    second = resolve(benchmarks.load(Path(path)), Path(path)).models["edm2"].identity
-    assert first["opens"] != second["opens"]
-    assert first["weights"] == second["weights"]
+    shutil.copytree(pipeline / "vae", place)
+    alone = identity()
+    shutil.rmtree(place)
+    shutil.copytree(pipeline, place)  # the same autoencoder, in a pipeline of which it alone is opened
+    assert identity() == alone
+    touch(place / "unet" / "config.json")
+    assert identity() == alone
+    touch(place / "vae" / "config.json")
+    assert identity()["opens"] != alone["opens"]
+    assert identity()["weights"] == alone["weights"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from harness import weights
-from harness.diffusion import sv3d_file
+from harness.diffusion import sv3d_file, sv3d_names
 from harness.diffusion.folders import open_network
 from harness.diffusion.sv3d_clip import clip_pixels
 from harness.diffusion.sv3d_names import as_weight
@@ -132,6 +132,31 @@ def test_a_broken_conversion_is_done_again_and_random_weights_stay_marked(file: 
     ]
 
 
+def test_neither_the_name_nor_the_libraries_have_a_part_in_the_digest(
+    file: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.safetensors").symlink_to(file)
+    sv3d_file.convert(tmp_path / "other.safetensors", tmp_path / "converted")
+    assert weights.content_digest(tmp_path / "converted") == weights.content_digest(folder)
+    for path in weights.files_of(folder):
+        assert path.suffix != ".json" or "version" not in path.read_text(), path
+
+
+def test_a_header_may_begin_as_a_pickle_does_and_a_disk_without_room_is_told_before_anything_is_written(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    longer = length + (0x80 - length) % 256  # spaces may follow the header, whose length comes first
+    padded = tmp_path / "padded.safetensors"
+    padded.write_bytes(longer.to_bytes(8, "little") + data[8:8 + length].ljust(longer) + data[8 + length:])
+    assert padded.read_bytes()[:1] == b"\x80"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
+    with pytest.raises(HarnessError, match=r"converted: [\d,]+ bytes are still to be written, .* 10 free"):
+        sv3d_file.convert(padded, tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
+
+
 Change = Callable[[dict[str, list[int]]], None]
 
 
@@ -155,6 +180,10 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no decoder": (_without("first_stage_model."), "lacks the key 'first_stage_model.decoder.conv_in.weight'"),
     "a missing key": (_without(f"{UNET}middle_block.1.time_mixer.mix_factor"), r"lacks 1 keys \(first 'model.*mix_f"),
     "one more": (_with(f"{UNET}middle_block.3.weight", 3), r"has besides 1 keys \(first '.*middle_block.3.weight'"),
+    "a flat label": (_with(f"{UNET}label_emb.0.0.weight", 256), "weights do not fit together"),
+    "no positions": (_with(f"{sv3d_names.CLIP}positional_embedding", 0, 160), "weights do not fit together"),
+    "odd heads": (_with(f"{sv3d_names.CLIP}conv1.weight", 161, 3, 4, 4), "weights do not fit together"),
+    "flat queries": (_with(f"{sv3d_names.CLIP}transformer.resblocks.0.attn.in_proj_bias"), "do not fit together"),
     "another shape": (_with(f"{UNET}out.2.bias", 5), r"'.*out.2.bias' has the shape \[5\].*wants \[4\] as 'conv_out.b"),
 }
 

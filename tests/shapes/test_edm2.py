@@ -13,11 +13,14 @@ from safetensors.torch import load_file
 
 from harness import weights
 from harness.diffusion.edm2_network import EDM2Config, EDM2Network
+from harness.errors import HarnessError
 from harness.metrics.reference import find_reference, read_reference
+from harness.shapes import train_edm2
 from harness.shapes.classes import CLASSES, class_images, class_text, class_truth
 from harness.shapes.detector import detect, judge
 from harness.shapes.loop import Settings, checkpoint_path
 from harness.shapes.train_edm2 import EDM2Stage, edm2_loss, make_network, train
+from tests.command import harness
 from tests.shapes.test_train import digest
 
 BOTH = ("shapes-edm2", "shapes-edm2-guide")
@@ -86,6 +89,44 @@ def test_a_break_changes_nothing(tmp_path: Path) -> None:
         tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
         assert tensors.keys() == make_network(name).state_dict().keys()
         assert {value.dtype for value in tensors.values()} == {torch.float16}
+
+
+def test_a_batch_must_be_divided_among_the_processes(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="a batch of 64 cannot be divided among 3 processes"):
+        train(tmp_path / "run", processes=3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stopped_export_over_a_network_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never the old settings beside new weights."""
+    network = make_network("shapes-edm2-guide")
+    train_edm2.export(network, tmp_path, [0.0] * 4, [1.0] * 4)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+
+    def full(path: Path, data: bytes) -> None:
+        raise HarnessError(f"{path}: the disk is full")
+
+    monkeypatch.setattr(train_edm2, "write_atomic", full)
+    with pytest.raises(HarnessError, match="full"):
+        train_edm2.export(network, tmp_path, [0.0] * 4, [2.0] * 4)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_measuring_what_ships_asks_nothing_of_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness import cli
+    from harness.shapes import evaluate
+
+    monkeypatch.setattr(cli, "_devices", lambda device, processes: None)
+    for name in ("evaluate", "evaluate_clip"):
+        monkeypatch.setattr(evaluate, name, lambda **_: {})
+    code, said, _ = harness(capsys, "train", "shapes", "--evaluate", "--device", "cuda", "--processes", "2")
+    assert (code, json.loads(said)) == (0, {"held_out": {}, "seen": {}, "shapes_clip": {}})
+    for given in (["shapes"], ["shapes-edm2"]):
+        code, _, errors = harness(capsys, "train", *given, "--device", "cuda", "--processes", "2")
+        assert code == 2
+        assert "in one process, not in 2" in errors
 
 
 def test_the_reference_that_ships_is_of_fresh_renders() -> None:

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harness.diffusion.edm2_folder import CLASS, WEIGHTS
-from harness.diffusion.edm2_network import EDM2Config, EDM2Network
+from harness.diffusion.edm2_network import CLASS, WEIGHTS, EDM2Config, EDM2Network
 
 MEAN, STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)  # EDM2's, of the raw latents of Stability's autoencoder
 CONFIGS = {
