@@ -737,7 +737,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('not in ("Cc", "Cs")', 'not in ("Cc",)'),
         ("if not text.strip() and not allow_empty:", "if not text.strip():"),
         ("int(place.rpartition", "1 + int(place.rpartition"),
-        ("if not is_inside(key):", "if False:"),
+        ("and not is_inside(key):", "and False:"),
     ],
     ("prompt_sources.py", "tests/test_accept.py"): [
         ("as_it_is = found.manifest is not None", "as_it_is = False"),
