@@ -158,6 +158,10 @@ class MethodSpec(Strict):
     models: Annotated[list[str], Field(min_length=1)] | None = None  # the models it runs on; None: all
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] | None = None
 
+    def runs_on(self, model: str) -> bool:
+        """Whether it runs on the model of this label."""
+        return self.models is None or model in self.models
+
 
 class TableSpec(Strict):
     """One table of the run (docs/tables.md)."""

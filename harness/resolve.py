@@ -3,7 +3,7 @@
 What comes out is what a run is compared by (`definitions`) and what a worker is given (`harness.worker.Job`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,7 +55,7 @@ class ResolvedMethod:
 
     def runs_on(self, model: str) -> bool:
         """Whether the benchmark runs it on the model of this label."""
-        return self.spec.models is None or model in self.spec.models
+        return self.spec.runs_on(model)
 
     @property
     def candidates(self) -> int | None:
@@ -189,6 +189,10 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
             ]
         except (HarnessError, ValueError) as error:
             problems.append(f"methods.{label}: {error}")
+    problems += [
+        f"models.{label}: no method runs on it: name it in the 'models' of one, or leave it out"
+        for label in benchmark.models if not any(method.runs_on(label) for method in benchmark.methods.values())
+    ]
     for label in metrics:
         try:
             metrics[label] = _compared(metrics[label], benchmark, models, methods, prompts)
@@ -322,6 +326,9 @@ def _compared(
     against = found.metric.against
     if against and against not in benchmark.methods:
         raise HarnessError(f"against: no method {against!r}: {registry.nearest(against, list(benchmark.methods))}")
+    without = _without(benchmark, against, benchmark.methods) if against else None
+    if without is not None:
+        raise HarnessError(f"against: {without}")
     for label, chosen in ({} if against else prompts).items():
         if all(prompt.image is None for prompt in chosen.prompts):
             raise HarnessError(
@@ -339,6 +346,19 @@ def _compared(
     parameters = {key: value for key, value in found.identity["parameters"].items() if key != "against"}
     content = found.identity["content"] | {"against": what}
     return replace(found, identity=found.identity | {"parameters": parameters, "content": content})
+
+
+def _without(benchmark: Benchmark, base: str, compared: Iterable[str]) -> str | None:
+    """Says on which models methods run that are to be compared with one that does not run there."""
+    others = [benchmark.methods[label] for label in compared if label in benchmark.methods]
+    found = [
+        model for model in benchmark.models
+        if not benchmark.methods[base].runs_on(model) and any(other.runs_on(model) for other in others)
+    ]
+    if not found:
+        return None
+    return (f"method {base!r} does not run on {', '.join(found)}, where methods run that are compared with it: add "
+            f"{'it' if len(found) == 1 else 'them'} to methods.{base}.models")
 
 
 def _method(benchmark: Benchmark, spec: MethodSpec, metrics: dict[str, ResolvedMetric]) -> ResolvedMethod:
@@ -438,19 +458,24 @@ def _bad_tables(
     found = []
     theirs = [metric for name in benchmark.published for metric in dict.fromkeys(published.rows(name)["metric"])]
     columns = list(dict.fromkeys([*metrics, *theirs]))
+    known = list(benchmark.methods)
+    together: dict[str, tuple[int, dict[str, set[str]]]] = {}
     for i, table in enumerate(benchmark.tables):
         pairs = table.baseline if isinstance(table.baseline, dict) else {"": table.baseline}
         for method, base in pairs.items():
             key = f"tables.{i}.baseline" + (f".{method}" if method else "")
             for name in (method, base):
-                if name and name not in benchmark.methods:
-                    near = registry.nearest(name, list(benchmark.methods))
+                if name and name not in known:
+                    near = registry.nearest(name, known)
                     found.append(f"{key}: no method {name!r}: {near}")
             if method == base:
                 found.append(f"{key}: {method!r} cannot be its own baseline")
+            without = _without(benchmark, base, [method] if method else benchmark.methods) if base in known else None
+            if without is not None:
+                found.append(f"{key}: {without}")
         for baseline in table.baselines or ():
-            if baseline not in benchmark.methods:
-                near = registry.nearest(baseline, list(benchmark.methods))
+            if baseline not in known:
+                near = registry.nearest(baseline, known)
                 found.append(f"tables.{i}.baselines: no method {baseline!r}: {near}")
         for column in [] if table.columns == "metrics" else table.columns:
             if column not in columns:
@@ -458,6 +483,9 @@ def _bad_tables(
         for name, how in table.repeats.items():
             labels = [label for given in how.values() for label in given]
             found += [f"tables.{i}.repeats.{name}: {text}" for text in _bad_repeats(benchmark, prompts, name, labels)]
+            other, before = together.setdefault(name, (i, {key: set(given) for key, given in how.items()}))
+            if before != {key: set(given) for key, given in how.items()}:
+                found.append(f"tables.{i}.repeats.{name}: is something else in tables.{other}: take another name")
     return found
 
 

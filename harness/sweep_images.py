@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.analysis import figures, sweep
+from harness.analysis import figures, sweep, tables
 from harness.errors import HarnessError
 from harness.run import Outcome
 from harness.store import Store
@@ -21,13 +21,14 @@ def draw(outcome: Outcome, parameter: str, path: Path, columns: int = COLUMNS) -
     Raises:
         HarnessError: no two methods differ in the parameter alone, there are no images, or `path` is no .png.
     """
-    if path.suffix != ".png":
-        raise HarnessError(f"--images {path}: expected a file that ends in .png")
+    tables.must_be_png("--images", path)
     name = sweep.chosen(outcome.parameters, parameter)
-    placed = sweep.lines(outcome.parameters, name)
-    rows = outcome.rows[outcome.rows["method"].isin(list(placed))]
+    rows = outcome.rows
     if rows.empty:
         raise HarnessError("--images: this run has no images yet; `harness run BENCHMARK` makes them")
+    ran = rows[["model", "method"]].drop_duplicates()
+    placed = sweep.placed(outcome.parameters, name, ran.itertuples(index=False, name=None))
+    rows = rows[[place in placed for place in zip(rows["model"], rows["method"], strict=True)]]
     store, grids = Store(outcome.root), []
     benchmark = store.read_benchmark() or {}
     places = rows[["model", "prompts"]].drop_duplicates()
@@ -35,10 +36,10 @@ def draw(outcome: Outcome, parameter: str, path: Path, columns: int = COLUMNS) -
         mine = rows[(rows["model"] == model) & (rows["prompts"] == prompts)]
         shown = list(mine["prompt_id"].drop_duplicates()[:columns])
         mine = mine[mine["prompt_id"].isin(shown)].drop_duplicates(["method", "prompt_id"])
-        order = sorted(mine["method"].unique(), key=lambda method: placed[method])
+        order = sorted(mine["method"].unique(), key=lambda method: placed[model, method])
         found, texts = _images(store, mine)
         place = f"{model}, {prompts}, " if len(places) > 1 else ""
-        labels = [place + _label(name, *placed[method]) for method in order]
+        labels = [place + _label(name, *placed[model, method]) for method in order]
         images = [[found.get((method, prompt)) for prompt in shown] for method in order]
         blur = figures.must_blur(benchmark, prompts)
         grids.append(figures.grid(images, labels, [texts.get(prompt) or prompt for prompt in shown], blur=blur))

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from harness import benchmark as benchmarks
 from harness import estimate, fetch_edm2, registry, resolve, run
 from harness.analysis import published, tables
 from harness.benchmark import Benchmark
-from harness.diffusion.base import Step
+from harness.diffusion.base import Diffusion, Step
 from harness.diffusion.edm import karras_grid
 from harness.diffusion.edm2_network import EDM2Config, EDM2Network
 from harness.display import Display
@@ -29,7 +30,7 @@ from harness.guidance.cfg import CFG
 from harness.make_reference import make_reference
 from harness.method import load_method
 from harness.metrics.reference import named_file, read_reference
-from harness.resolve import Resolved, ResolvedMethod, ResolvedMetric
+from harness.resolve import Resolved, ResolvedMethod, ResolvedMetric, ResolvedModel
 from tests.metrics import tiny_home
 
 FOLDER = benchmarks.resources("benchmarks")
@@ -179,6 +180,38 @@ def test_a_method_runs_on_its_own_models_alone() -> None:
     ]
     with pytest.raises(HarnessError, match=r"methods\.plain\.models: no model 'c'"):
         survey(methods={"plain": {"models": ["c"]}})
+    with pytest.raises(HarnessError, match=r"models\.b: no method runs on it"):
+        survey(methods={"plain": {"models": ["a"]}})
+    model = ResolvedModel(found.benchmark.models["a"], Path(), Diffusion, {}, {}, True)  # none is here
+    cells = replace(found, models={"a": model, "b": model}).cells()
+    assert [(cell.model, cell.method) for cell in cells if cell.prompts == "one"] == [
+        ("a", "plain"), ("b", "plain"), ("b", "cfg"),
+    ]
+
+
+def test_what_others_are_compared_with_runs_where_they_do() -> None:
+    cfg = {"guidance": {"cfg": {"scale": 2}}}
+    said = r"method 'm' does not run on b, where methods run that are compared with it: add it to methods\.m\.models"
+    for place, change in (
+        (r"metrics\.ssim: against: ", {"metrics": [{"ssim": {"against": "m"}}]}),
+        (r"tables\.0\.baseline: ", {"tables": [{"baseline": "m"}]}),
+        (r"tables\.0\.baseline\.plain: ", {"tables": [{"baseline": {"plain": "m", "cfg": "m"}}]}),
+    ):
+        for models in (["a"], ["a", "b"]):
+            methods = {"plain": {}, "cfg": cfg | {"models": ["a"]}, "m": {"models": models}}
+            if models == ["a", "b"]:
+                survey(methods=methods, **change)
+                continue
+            with pytest.raises(HarnessError, match=place + said) as caught:
+                survey(methods=methods, **change)
+            assert "baseline.cfg" not in str(caught.value)
+
+
+def test_one_label_of_repeats_means_one_thing() -> None:
+    one, two = {"all": {"best": ["one", "two"]}}, {"all": {"mean": ["one", "two"]}}
+    survey(tables=[{"repeats": one}, {"repeats": {"all": {"best": ["two", "one"]}}}])
+    with pytest.raises(HarnessError, match=r"tables\.1\.repeats\.all: is something else in tables\.0"):
+        survey(tables=[{"repeats": one}, {"repeats": two}])
 
 
 @pytest.mark.parametrize(
@@ -227,7 +260,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             make_reference("tiny", here / "images", metric)
             made = read_reference(named_file("tiny", extractor))
             content[entry] = {"mu": made.mean, "sigma": made.covariance}
-        (here / "img512.pkl").write_bytes(pickle.dumps(content))
+        (home / "edm2-img512-reference").mkdir()
+        (home / "edm2-img512-reference" / "img512.pkl").write_bytes(pickle.dumps(content))
         yield here
 
 

@@ -237,10 +237,10 @@ def test_a_sweep_runs_from_its_file_to_its_images(whole: bool, machine: Path) ->
     assert {(r["n"], r["failed"]) for r in outcome.records if r["group"] is None} == {(2, 0)}
     table = next(csv.DictReader(io.StringIO(outcome.render("csv").split("\n\n")[0])))
     assert table["NFE:published"] in ("95", "126", "95.0", "126.0")
-    few, every = [5.42, None], [1.753, 4.242, 5.42, 8.389, None]
-    for parameter, values in (
-        ("sigma_hi", every if whole else few), ("sigma_lo", [0, 0.281, 0.998, 2.425, 3.724] if whole else [0, 0.281]),
-    ):
+    # Two lines each: `cfg-16` is the end of both sweeps, with the other bound at 0 or infinity.
+    high = [1.753, 4.242, 5.42, 8.389, None] if whole else [5.42, None]
+    low = [0, 0.281, 0.998, 2.425, 3.724] if whole else [0, 0.281]
+    for parameter, values in (("sigma_hi", [5.42, None, *high]), ("sigma_lo", [0, 0.281, *low])):
         points = json.loads(tables.render_sweeps(outcome, parameter, ["clipscore-b16"], "json"))
         assert [point["at"] for point in points] == values
         sweep_images.draw(outcome, parameter, machine / f"{parameter}.png")

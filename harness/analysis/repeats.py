@@ -33,8 +33,15 @@ def combined(records: Sequence[Record], repeats: Repeats) -> list[Record]:
                 if record["prompts"] in labels:
                     key = record["model"], record["method"], record["metric"]
                     cells.setdefault(key, {})[record["prompts"]] = record
-            found += [_one([cell[label] for label in labels], name, how) for cell in cells.values()]
+            found += [_one([cell.get(label) or _none_yet(cell, label) for label in labels], name, how)
+                      for cell in cells.values()]
     return found + [record for record in overall if record["prompts"] not in parts]
+
+
+def _none_yet(cell: Mapping[str, Record], label: str) -> Record:
+    """The record of an evaluation whose images an unfinished run has not begun, after the others'."""
+    nothing = dict.fromkeys(("value", "low", "high", "nfe", "flops", "seconds"))
+    return next(iter(cell.values())) | nothing | {"prompts": label, "n": 0, "failed": 0, "reason": "no images yet"}
 
 
 def _one(parts: Sequence[Record], name: str, how: How) -> Record:

@@ -33,8 +33,8 @@ from harness.analysis.repeats import Repeats, combined
 from harness.errors import HarnessError
 
 __all__ = ["MetricInfo", "Outcome", "Record", "TableSpec", "as_json", "baselines", "differences", "draw_fronts",
-           "draw_sweeps", "fronts", "laid_out", "records", "render", "render_fronts", "render_sweeps", "scored_rows",
-           "show", "show_tables", "sweeps"]
+           "draw_sweeps", "fronts", "laid_out", "must_be_png", "records", "render", "render_fronts", "render_sweeps",
+           "scored_rows", "show", "show_tables", "sweeps"]
 
 
 class Outcome(Protocol):
@@ -179,11 +179,12 @@ def draw_fronts(outcome: Outcome, cost: str, wanted: Sequence[str], path: Path) 
     """Writes `fronts` as a figure. Raises HarnessError where `path` is no .png."""
     from harness.analysis.figures import quality_against_cost  # the drawing library takes its time to import
 
-    _must_be_png("--figure", path)
+    must_be_png("--figure", path)
     quality_against_cost(outcome.records, _valued(outcome, wanted), path, cost=cost)
 
 
-def _must_be_png(option: str, path: Path) -> None:
+def must_be_png(option: str, path: Path) -> None:
+    """Raises HarnessError where `path`, the value of an `option`, is no .png."""
     if path.suffix != ".png":
         raise HarnessError(f"{option} {path}: expected a file that ends in .png")
 
@@ -227,7 +228,7 @@ def draw_sweeps(outcome: Outcome, parameter: str, wanted: Sequence[str], path: P
     """Writes `sweeps` as a figure. Raises HarnessError as that does, and where `path` is no .png."""
     from harness.analysis.figures import quality_against_parameter
 
-    _must_be_png("--figure", path)
+    must_be_png("--figure", path)
     quality_against_parameter([point for points in _swept(outcome, parameter, wanted) for point in points], path)
 
 

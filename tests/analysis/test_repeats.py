@@ -46,6 +46,11 @@ def test_it_takes_all_three_and_leaves_others_alone() -> None:
     for one in (best, mean):
         assert (one["value"], one["low"], one["reason"]) == (None, None, "b: no weights")
     assert other == found[3]
+    for made in (found[:1], found[2:3]):  # an unfinished run has no records of images that it has not begun
+        best, _ = combined(made, REPEATS)
+        lacking = [p for p in THREE if p != made[0]["prompts"]]
+        assert (best["value"], best["n"], best["failed"], best["nfe"]) == (None, 0, 0, 20)
+        assert best["reason"] == "; ".join(f"{p}: no images yet" for p in lacking)
     no_ends = three(1.5, 1.2, 1.8)
     no_ends[1] |= {"low": None, "high": None}
     assert combined(no_ends, REPEATS)[1]["low"] is None

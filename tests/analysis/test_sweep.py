@@ -94,6 +94,35 @@ def test_methods_of_a_line_differ_in_the_parameter_alone() -> None:
     }
 
 
+def test_whole_numbers_are_the_same_as_fractions() -> None:
+    given = {"open": identity(2.0), "lo-0": identity(2.0, sigma=[0, 5.42]), "two": identity(2, sigma=[0.28, 5.42])}
+    methods = {label: sweep.settings(one) for label, one in given.items()}
+    assert sweep.lines(methods, "guidance.sigma_hi") == {"open": ("", INF), "lo-0": ("", 5.42)}
+    assert sweep.lines(methods, "guidance.sigma_lo") == {"lo-0": ("", 0), "two": ("", 0.28)}
+
+
+def test_a_pair_that_is_no_interval_stays_a_pair() -> None:
+    given = identity(2.0) | {"guidance": {"name": "pag", "parameters": {"scale": 3, "layers": [3, 4]}}}
+    assert sweep.settings(given)["guidance.layers"] == "[3.0, 4.0]"
+    assert "guidance.layers_lo" not in sweep.settings(given)
+
+
+def test_lines_are_of_the_methods_that_ran_on_a_model() -> None:
+    methods = {label: METHODS["cfg-2"] | {"guidance.scale": float(label[-1])} for label in ("a1", "a2", "b1", "b3")}
+    methods |= {"b2": methods["a2"], "x2": METHODS["in-2"]}  # one method a model, under names of its own
+    found = [record(m, "fid", v, model=m[0]) for m, v in zip(methods, (3.0, 2.0, 1.0, 5.0, 4.0, 1.0), strict=True)]
+    points = sweep.points(found, methods, "fid", "guidance.scale")
+    assert [(r["model"], r["method"], r["line"], r["best"]) for r in points] == [
+        ("a", "a1", "", False), ("a", "a2", "", True), ("b", "b1", "", True), ("b", "b2", "", False),
+        ("b", "b3", "", False),
+    ]
+    with pytest.raises(HarnessError, match="no two methods differ in it alone and have images of one model"):
+        sweep.points([found[0], found[3]], methods, "fid", "guidance.scale")
+    with_interval = [*found, record("in-1", "fid", 1.0, model="b"), record("in-2", "fid", 1.0, model="b")]
+    lines = {r["line"] for r in sweep.points(with_interval, METHODS | methods, "fid", "guidance.scale")}
+    assert lines == {"everywhere", "σ in (0.28, 2.9]"}  # one name for one line on all models
+
+
 @given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), unique=True, min_size=1, max_size=12))
 @settings(deadline=None, max_examples=40)
 def test_lines_are_those_of_brute_force(places: list[tuple[int, int, int]]) -> None:
@@ -122,7 +151,7 @@ def test_points_are_in_order_and_know_the_best_of_their_line() -> None:
     highest = sweep.points(better, METHODS, "fid", "guidance.scale")
     assert [r["method"] for r in highest if r["best"]] == ["cfg-1", "in-1"]
     none = [record("cfg-1", "fid", None), record("cfg-2", "fid", 2.0)]
-    assert [r["best"] for r in sweep.points(none, METHODS, "fid", "guidance.scale")] == [None, True]
+    assert [r["best"] for r in sweep.points(none, METHODS, "fid", "guidance.scale")] == [None, False]  # of one value
 
 
 def test_a_parameter_is_named_by_its_last_part() -> None:
