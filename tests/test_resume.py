@@ -138,10 +138,10 @@ def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(folder: Path, und
                     store.path("images", part).unlink()
         for path in store.root.rglob("*.parquet"):
             pd.read_parquet(path)  # whole, whatever was killed
-        if kills["worker"] >= 3 and kills["driver"] >= 2:
+        if kills["worker"] >= 2 and kills["driver"] >= 1:
             break
-    assert kills["worker"] >= 3, log.read_text()
-    assert kills["driver"] >= 2, log.read_text()
+    assert kills["worker"] >= 2, log.read_text()
+    assert kills["driver"] >= 1, log.read_text()
     # The last time only a worker is killed: the driver goes on by itself and needs nobody's help.
     driver = subprocess.Popen(command(folder, "killed", 2), cwd=ROOT, env=ALONE, stderr=subprocess.PIPE, text=True)
     while driver.poll() is None and not _actors(driver.pid):
