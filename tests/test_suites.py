@@ -35,7 +35,8 @@ from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_x
 pytestmark = pytest.mark.xdist_group("suites")  # the weights are written once
 FOLDER = benchmarks.resources("benchmarks")
 RUN_ELSEWHERE = {  # by tests/test_wheel.py, tests/shapes/test_edm2.py and tests/test_interval_benchmarks.py
-    "shapes", "shapes-edm2", "guidance-interval-table1", "guidance-interval-steps", "edm2-presets", "autoguidance-presets",
+    "shapes", "shapes-edm2", "guidance-interval-table1", "guidance-interval-steps", "edm2-presets",
+    "autoguidance-presets",
 }
 LONG = {  # others of the same family, methods and metrics are short
     "shapes-noise", "noise-optimisation-figure8-shapes", "noiserefine-table3", "noise-diffusion-complex", "hpdv2-suite",

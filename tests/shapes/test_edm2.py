@@ -122,7 +122,7 @@ def test_the_networks_that_ship_draw_their_classes() -> None:
 
 
 def test_the_demo_runs_from_its_file_to_its_table(tmp_path: Path) -> None:
-    """Two images a row. An image costs 31 evaluations, and two more a guided step, but one in the last, an Euler step."""
+    """Two images a row. An image costs 31 evaluations, and two more a guided step (one more in the last step)."""
     with Display(quiet=True) as display:
         outcome = run.run("shapes-edm2", results=tmp_path, display=display, limit=2, workers=0)
     assert outcome.failures == []
