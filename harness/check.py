@@ -65,9 +65,10 @@ def _model(found: Resolved, label: str, spec: ModelSpec) -> dict[str, Any]:
         for key, missing in found.lacking.items() if key.startswith(f"{place}.opens.")
     ]
     if model is None:
-        return entry | {"megabytes": None, "trained": None}
+        return entry | {"megabytes": None, "trained": None, "frames": None}
     size = sum(path.stat().st_size for path in files_of(model.folder) if path.suffix == ".safetensors")
-    return entry | {"megabytes": round(size / 1e6, 1), "trained": model.trained}
+    frames = model.cls.frames_of(model.folder)
+    return entry | {"megabytes": round(size / 1e6, 1), "trained": model.trained, "frames": frames}
 
 
 def _prompts(found: Resolved, label: str, spec: PromptSpec) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _prompts(found: Resolved, label: str, spec: PromptSpec) -> dict[str, Any]:
 
 
 def _promised(spec: PromptSpec) -> int | None:
-    """How many prompts a selection of a known set has."""
+    """How many prompts a selection of a known set has; of a set of unknown size as many as it asks for."""
     if spec.set not in manifest.known():
         return None
     known = manifest.load(spec.set)
@@ -90,7 +91,8 @@ def _promised(spec: PromptSpec) -> int | None:
     if spec.category is not None:
         wanted = {spec.category} if isinstance(spec.category, str) else set(spec.category)
         rows = sum(known.categories[name] for name in wanted) if wanted <= known.categories.keys() else None
-    return None if rows is None else min(rows, spec.first or rows, spec.sample or rows)
+    chosen = spec.first or spec.sample
+    return chosen if rows is None else min(rows, chosen or rows)
 
 
 def _missing(name: str) -> str | None:
@@ -113,8 +115,9 @@ def text(report: dict[str, Any]) -> str:
     lines = [f"machine   {machine['cpus']} CPUs, {gpus}, {machine['free_disk_gb']} GB of disk free here"]
     for model in report.get("models", []):
         size = "" if model["megabytes"] is None else f", {model['megabytes']:,} MB"
+        clips = f", clips of {model['frames']} frames" if (model["frames"] or 1) > 1 else ""
         random = ", random weights" if model["trained"] is False else ""
-        lines.append(f"model     {model['label']}: {model['weights']}{size}{random}{_lacks(model)}")
+        lines.append(f"model     {model['label']}: {model['weights']}{size}{clips}{random}{_lacks(model)}")
         lines += [
             f"network   {network['label']} of {model['label']}: {network['source']}{_lacks(network)}"
             for network in model["networks"]

@@ -321,7 +321,7 @@ def _latents(encoder: Any, config: EDM2Config) -> dict[str, Any]:
     else:
         name, settings = type(encoder).__name__, {}
     if name == "StandardRGBEncoder" and config.channels == 3:
-        return {"vae": None, "latent_mean": None, "latent_std": None}
+        return {"vae": None, "latent_mean": [], "latent_std": []}
     told = {**ENCODER, **{key: _plain(value) for key, value in settings.items() if key != "batch_size"}}
     mean, std = told["raw_mean"], told["raw_std"]
     if (

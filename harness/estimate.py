@@ -20,9 +20,10 @@ from harness.seeding import RowKey
 SD_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 # Assumed of a GPU where no throughput is given: TFLOP/s by dtype, kept up over a whole run.
 TFLOPS = {"float16": 100.0, "bfloat16": 100.0, "float32": 25.0}
-# TFLOP of one evaluation of a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in pixels;
-# they grow with the pixels, attention's share a little faster.
-EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024)}
+# TFLOP of one row's evaluation by a published UNet (counted as `Diffusion.flops_per_evaluation` does) at a side in
+# pixels; they grow with the pixels, attention's share a little faster.
+EVALUATION = {"stable_diffusion": (0.80, 512), "stable_diffusion_xl": (6.76, 1024), "sv3d": (34.6, 576)}
+FRAMES = {"sv3d": 21}  # of a sample, where the weights are not here to say it; other families make stills
 # Likewise of EDM2's networks, by the size in their names; they make images of one side each.
 EDM2 = {"xs": 0.090, "s": 0.202, "m": 0.358, "l": 0.559, "xl": 0.804, "xxl": 1.094}
 EDM2_NAME = re.compile(r"edm2-img(?:64|512)-(xs|s|m|l|xl|xxl)-")
@@ -36,11 +37,12 @@ def evaluations(model: ResolvedModel | None, spec: ModelSpec, method: ResolvedMe
     `nfe`: denoiser evaluations, and `by_network`; `judged`: images that the method's judge is shown. For a model that
     is not here the solver's grid is Stable Diffusion's, or its family's own, of the same length.
     """
+    cls: type[Diffusion] = registry.load("model", spec.family)
     config = model.folder / "scheduler" / "scheduler_config.json" if model else None
     schedule = json.loads(config.read_text()) if config is not None and config.is_file() else SD_SCHEDULE
-    cls: type[Diffusion] = registry.load("model", spec.family)
     grid = cls.grid if issubclass(cls, VarianceExploding) else None
-    counting = Counting(schedule, cls.requests, ("main", *spec.networks), cls.unconditional, grid)
+    clips = getattr(method.method.guidance, "needs_frames", False)
+    counting = Counting(schedule, cls.requests, ("main", *spec.networks), cls.unconditional, grid, clips)
     judge = AnyJudge()
     counted = replace(method.method, judge=judge if method.judge else None)
     made = counted.run(counting, [Prompt("0", "")], [RowKey("check", "0", 0)])
@@ -65,6 +67,11 @@ def cost(
     parts = seeds * sum(-(-count // shard_size(spec.batch)) for spec in specs for count in known)
     features = {m.metric.extractor for m in found.metrics.values() if isinstance(m.metric, DistributionMetric)}
     scores = [m for m in found.metrics.values() if not isinstance(m.metric, DistributionMetric)]
+    here = {label: model.cls.frames_of(model.folder) for label, model in found.models.items()}
+    pixels = sum(
+        side(spec) ** 2 * here.get(entry["model"], FRAMES.get(spec.family, 1))
+        for entry, spec in zip(methods, specs, strict=True)
+    )
     speeds = {
         label + f" {network}" * (network != "main"): throughput or assumed(spec, network)
         for label, spec in models.items() for network in ("main", *spec.networks)
@@ -84,7 +91,7 @@ def cost(
         "gpu_hours": None if hours is None else round(hours, 2),
         "evaluations_per_second": speeds,
         "assumed": throughput is None,
-        "images_gb": round(samples * sum(side(spec) ** 2 for spec in specs) * IMAGE_BYTES / 1e9, 2),
+        "images_gb": round(samples * pixels * IMAGE_BYTES / 1e9, 2),
         "features_gb": round(everything * len(features) * FEATURE_BYTES / 1e9, 2),
     }
 

@@ -6,17 +6,20 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import constants, hf_hub_url
 
-from harness import artifacts, fetch_edm2, fetch_prompts, manifest, registry, weights
+from harness import artifacts, fetch_edm2, fetch_prompts, fetch_sv3d, manifest, registry, weights
 from harness.artifacts import Artifact, File, catalogue
 from harness.benchmark import HUB
 from harness.download import WHERE, Downloader, NotThere, Unreachable, alone, must_fit, sums
 from harness.errors import HarnessError
 from harness.files import writing
 from harness.weights import UNFINISHED, home
+
+CONVERTED: tuple[Any, ...] = (fetch_edm2, fetch_sv3d)  # the modules of what is converted once after it was fetched
 
 
 def fetch(names: list[str], verify: bool = False) -> Iterator[tuple[str, HarnessError | None]]:
@@ -40,32 +43,45 @@ def fetch(names: list[str], verify: bool = False) -> Iterator[tuple[str, Harness
         if not found and name not in sets:
             yield f"{name}: nothing to fetch, all that it needs comes with this package", None
     for name in dict.fromkeys(each for found in wanted.values() for each in found):
-        hub_id, _, revision = name.partition("@")
         try:
-            if name in catalogue():
-                here = None if artifacts.missing([name]) else artifacts.find(name)
-            elif fetch_edm2.is_network(name):
-                here = fetch_edm2.here(name)
-            else:
-                here = weights.hub_model(hub_id, revision or None)
+            here = _here(name)
             if here is not None:
                 yield f"{name}: is here already, in {here}{_verified(name, here, verify)}", None
                 continue
             note = ""
-            if name in catalogue():
+            converter = _converter(name)
+            if converter is not None:
+                place, note = converter.network(name, downloader)
+            elif name in catalogue():
                 place = artifact(name, downloader)
-            elif fetch_edm2.is_network(name):
-                place, note = fetch_edm2.network(name, downloader)
             else:
+                hub_id, _, revision = name.partition("@")
                 place = model(hub_id, revision or None, downloader)
             yield f"{name}: fetched into {place}{note}", None
         except HarnessError as error:
             yield name, error
 
 
+def _converter(name: str) -> Any:
+    """The module of `CONVERTED` that a name belongs to, or None."""
+    return next((module for module in CONVERTED if module.is_network(name)), None)
+
+
+def _here(name: str) -> Path | None:
+    """The folder of what is on this machine already; None where it is not."""
+    converter = _converter(name)
+    if converter is not None:
+        found: Path | None = converter.here(name)
+        return found
+    if name in catalogue():
+        return None if artifacts.missing([name]) else artifacts.find(name)
+    hub_id, _, revision = name.partition("@")
+    return weights.hub_model(hub_id, revision or None)
+
+
 def names_of(name: str) -> list[str]:
-    """The artifacts, networks of EDM2 and Hub ids of models that a name of `harness fetch` stands for: [] for a metric
-    that needs none, or a prompt set.
+    """The artifacts, converted networks and Hub ids of models that a name of `harness fetch` stands for: [] for a
+    metric that needs none, or a prompt set.
 
     Raises:
         HarnessError: nothing is known by this name.
@@ -86,11 +102,14 @@ def names_of(name: str) -> list[str]:
         return list(dict.fromkeys([*found, *(each for each in needs if each in catalogue())]))
     if found or name in manifest.known():
         return found
-    if edm2 := fetch_edm2.names_of(name):
-        return edm2
+    for module in CONVERTED:
+        if converted := module.names_of(name):
+            return list(converted)
     if re.fullmatch(weights.HUB_ID + r"(@[\w./-]+)?", name):
         return [name]
-    known = sorted({*catalogue(), *fetch_edm2.known(), *metrics, *manifest.known()})
+    known = sorted({
+        *catalogue(), *(each for module in CONVERTED for each in module.known()), *metrics, *manifest.known()
+    })
     raise HarnessError(
         f"nothing called {name!r} can be fetched: {registry.nearest(name, known)} "
         f"(a diffusion model by its Hub id: 'organisation/name' or 'organisation/name@revision')"
@@ -189,7 +208,7 @@ def _model(name: str, revision: str | None, folder: Path, downloader: Downloader
 
 def listing() -> list[str]:
     """The artifacts and the prompt sets by name, a line each, those on this machine marked."""
-    here = {name: artifacts.missing([name]) is None for name in catalogue()}
+    here = {name: _here(name) is not None for name in catalogue()}
     sets = [manifest.load(name) for name in manifest.known()]
     lines = [("weights", here[name], name, entry.title) for name, entry in catalogue().items()]
     lines += [("weights", here, name, title) for name, here, title in fetch_edm2.listing()]

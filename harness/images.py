@@ -43,10 +43,27 @@ def encode(image: np.ndarray, codec: str) -> Encoded:
     return Encoded(tuple(frames), width, height, codec)
 
 
-def decode(data: bytes) -> np.ndarray:
-    """The pixels, uint8 `[H, W, 3]`, of one encoded frame. Raises ValueError where the bytes are no sound image."""
+def decode(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The pixels, uint8 `[H, W, 3]`, of one encoded frame or picture; what is transparent in it lies on white.
+
+    With `size` (width, height) an image of another size is brought to it by Pillow's Lanczos filter, unless its sides
+    have another ratio: then it is left as it is.
+
+    Raises:
+        ValueError: the bytes are no sound image.
+    """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            shown = on_white(image)
+            if size is not None and shown.size != size and shown.width * size[1] == shown.height * size[0]:
+                shown = shown.resize(size, Image.Resampling.LANCZOS)
+            return np.asarray(shown)
     except Exception as error:  # Pillow raises a dozen kinds for broken files
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """The image in RGB; what is transparent in it lies on white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")

@@ -87,6 +87,7 @@ class Manifest(Form):
     allow_empty: bool = False  # whether an empty prompt belongs to the set
     prompts_sha256: Sha256 | None = None  # of ids and texts, `harness.prompt_files.prompts_sha256`
     nsfw: bool = False
+    made_by: str | None = None  # the command that makes its files, where FOLDER stands for their place
     also: tuple[Form, ...] = ()  # other files that hold the same prompts
 
     @pydantic.model_validator(mode="after")
@@ -114,6 +115,8 @@ class Manifest(Form):
     @property
     def how_to_get(self) -> str:
         """What a person does to have it here."""
+        if self.made_by is not None:
+            return f"`{self.made_by.replace('FOLDER', str(home() / self.name / self.files[0].path))}` makes it"
         if all(file.url for file in self.files):
             return f"`harness fetch {self.name}` gets it"
         by_hand = ", ".join(file.path for file in self.files if not file.url)

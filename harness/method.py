@@ -33,8 +33,8 @@ class Result:
     """What a method made, a row each of B prompts."""
 
     images: np.ndarray  # uint8 [B, F, H, W, 3]
-    initial_noise: Tensor  # float32 [B, C, H, W] on the CPU, after the noise stage
-    latents: Tensor  # float32 [B, C, H, W] on the CPU, clean
+    initial_noise: Tensor  # float32 [B, C, H, W] ([B, F, C, H, W] of clips) on the CPU, after the noise stage
+    latents: Tensor  # likewise, clean
     records: list[dict[str, Any]]  # what the noise stage reports
     nfe: np.ndarray  # int64 [B], every denoiser evaluation
     nfe_by_network: list[dict[str, int]]

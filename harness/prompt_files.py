@@ -18,7 +18,9 @@ LONGEST_ID = 200  # characters
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. `truth` is structured knowledge of what the image must show (GenEval's metadata form)."""
+    """One prompt. `truth` is structured knowledge of what the image must show: GenEval's metadata, or the pictures of
+    an orbit. `image` is the path of its own picture: below the set's folder as read, absolute once the set is loaded.
+    """
 
     id: str
     text: str
@@ -135,6 +137,13 @@ def _prompt(path: Path, placed: Row, roles: dict[str, str], allow_empty: bool) -
     truth = value("truth")
     if truth is not None and not isinstance(truth, dict):
         raise wrong("truth", "an object")
+    frames = (truth or {}).get("frames")
+    for each in frames if isinstance(frames, list) else ():
+        if not (isinstance(each, str) and _clean(each) and is_inside(each)):
+            raise HarnessError(
+                f"{path}: row {place}: {roles['truth']}.frames: expected paths below the folder of this file, got "
+                f"{str(each)[:60]!r}"
+            )
     for name, cell in row.items():
         if isinstance(cell, str) and "\0" in cell:
             raise HarnessError(f"{path}: row {place}: {name}: holds a NUL character (U+0000): {cell[:60]!r}")

@@ -304,7 +304,7 @@ def _folder(path: Path) -> list[Row]:
 
 def _orbits(path: Path) -> list[Row]:
     """OmniObject3D's renders: `<category>/<object>/render/images/<frames>`. A prompt an object: its text is the
-    category's name, its image the first frame, which conditions the model."""
+    category's name, its image the first frame, which conditions the model, its truth all frames in order."""
     layout = "expected <category>/<object>/render/images/<frames as .png, .jpg or .webp>, as in blender_renders/"
     _must_be_a_folder(path, "of rendered objects")
     rows: list[Row] = []
@@ -314,13 +314,13 @@ def _orbits(path: Path) -> list[Row]:
             raise HarnessError(f"{category}: holds no objects; {layout}")
         for number, found in enumerate(objects):
             images = found / "render" / "images"
-            frames = _frames(images)
+            frames = [frame.relative_to(path).as_posix() for frame in _frames(images)]
             if not frames:
                 raise HarnessError(f"{found}: no rendered frames in {images}; {layout}")
             rows.append((f"{category.name}/{number}", {
                 "id": f"{category.name}-{found.name}" if not found.name.startswith(category.name) else found.name,
                 "prompt": category.name.replace("_", " "), "category": category.name, "object": found.name,
-                "image": frames[0].relative_to(path).as_posix(), "frames": len(frames),
+                "image": frames[0], "truth": {"frames": frames}, "frames": len(frames),
             }))
     if not rows:
         raise HarnessError(f"{path}: holds no objects; {layout}")

@@ -102,7 +102,7 @@ def find(manifest: Manifest, given: Path | None) -> tuple[Form, list[Path]]:
         if alone:
             return alone[0], [given]
     lacking = " or ".join(", ".join(file.path for file in form.files) for form in manifest.forms)
-    place = "FILE" if len(manifest.files) == 1 else "FOLDER"
+    place = "FILE" if len(manifest.files) == 1 and manifest.format not in FOLDERS else "FOLDER"
     raise Lacking(
         f"prompt set {manifest.name!r} is not on this machine ({lacking} in {home}); {manifest.how_to_get}, or say "
         f"where it is with 'path: {place}' in the benchmark's prompts"

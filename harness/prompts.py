@@ -11,6 +11,7 @@ from harness.benchmark import HUB, PromptSpec
 from harness.errors import HarnessError
 from harness.identity import seed64
 from harness.manifest import Form, Manifest
+from harness.pictures import placed
 from harness.prompt_differences import OR_ACCEPT
 from harness.prompt_files import Prompt, prompts_sha256, read_file
 from harness.prompt_sources import Located, form_as_it_is, locate, verify
@@ -28,7 +29,7 @@ def as_prompts(given: "str | Sequence[str | Prompt]") -> list[Prompt]:
 @dataclass(frozen=True)
 class PromptSet:
     """Prompts in order. `id` seeds their noise; `nsfw` marks lists whose images are blurred where they are shown; the
-    prompts' own images are named from `folder`."""
+    prompts' pictures lie below `folder` and are named by absolute paths."""
 
     id: str
     prompts: tuple[Prompt, ...]
@@ -65,9 +66,9 @@ def load(spec: PromptSpec, folder: Path, fetch: bool = True) -> PromptSet:
             must_agree(found.manifest, prompts, found.paths)
     else:
         prompts = _joined(found, form)
-    home = found.paths[0] if found.paths[0].is_dir() else found.paths[0].parent
-    chosen = tuple(select(prompts, spec))
-    return PromptSet(found.id, chosen, nsfw, home.resolve(), found.hashes, found.revision)
+    home = (found.paths[0] if found.paths[0].is_dir() else found.paths[0].parent).resolve()
+    chosen = tuple(placed(prompt, home) for prompt in select(prompts, spec))
+    return PromptSet(found.id, chosen, nsfw, home, found.hashes, found.revision)
 
 
 def to_accept(spec: PromptSpec, folder: Path) -> list[str]:

@@ -35,6 +35,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "stable_diffusion": "harness.diffusion.stable_diffusion:StableDiffusion",
         "stable_diffusion_xl": "harness.diffusion.stable_diffusion_xl:StableDiffusionXL",
         "edm2": "harness.diffusion.edm2:EDM2",
+        "sv3d": "harness.diffusion.sv3d:SV3D",
     },
     "noise": {
         "gaussian": "harness.noise.gaussian:Gaussian",
@@ -51,6 +52,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "cfg": "harness.guidance.cfg:CFG",
         "pag": "harness.guidance.pag:PAG",
         "autoguidance": "harness.guidance.autoguidance:Autoguidance",
+        "frame_cfg": "harness.guidance.frame_cfg:FrameCFG",
     },
     "metric": {
         "hpsv2": "harness.metrics.hpsv2:HPSv2",

@@ -23,6 +23,7 @@ from harness.metrics.load import metric_identity
 from harness.noise.best_of_n import BestOfN
 from harness.noise.gaussian import Gaussian
 from harness.noise.zero_order_search import ZeroOrderSearch
+from harness.pictures import to_compare
 from harness.plan import Cell
 from harness.prompts import PromptSet
 
@@ -185,7 +186,7 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
             problems.append(f"methods.{label}: {error}")
     for label in metrics:
         try:
-            metrics[label] = _compared(metrics[label], benchmark, methods, prompts)
+            metrics[label] = _compared(metrics[label], benchmark, models, methods, prompts)
         except HarnessError as error:
             problems.append(f"metrics.{metrics[label].name}: {error}")
     problems += _bad_published(benchmark) or _bad_tables(benchmark, metrics, prompts)
@@ -300,7 +301,8 @@ def _metrics(benchmark: Benchmark, problems: list[str]) -> dict[str, ResolvedMet
 
 
 def _compared(
-    found: ResolvedMetric, benchmark: Benchmark, methods: dict[str, ResolvedMethod], prompts: dict[str, PromptSet]
+    found: ResolvedMetric, benchmark: Benchmark, models: dict[str, ResolvedModel], methods: dict[str, ResolvedMethod],
+    prompts: dict[str, PromptSet],
 ) -> ResolvedMetric:
     """A paired metric with what it compares with in its identity: other images there make other scores.
 
@@ -312,12 +314,17 @@ def _compared(
     against = found.metric.against
     if against and against not in benchmark.methods:
         raise HarnessError(f"against: no method {against!r}: {registry.nearest(against, list(benchmark.methods))}")
-    for label, chosen in prompts.items():
-        if not against and all(prompt.image is None for prompt in chosen.prompts):
+    for label, chosen in ({} if against else prompts).items():
+        if all(prompt.image is None for prompt in chosen.prompts):
             raise HarnessError(
                 f"needs images to compare with, and no prompt of prompts.{label} names one: add 'against: METHOD' "
                 f"(known: {', '.join(benchmark.methods)})"
             )
+        for model, resolved in models.items():
+            frames = resolved.cls.frames_of(resolved.folder)
+            for prompt in chosen.prompts if frames > 1 else ():  # before hours are spent on clips without a score
+                with _at(f"models.{model} on prompts.{label}"):
+                    to_compare(prompt, frames)
     if found.missing is not None or (against and against not in methods):
         return found
     what = digest(methods[against].identity) if against else "the image that the prompt names"
@@ -356,6 +363,11 @@ def _lacking(method: ResolvedMethod, models: dict[str, ResolvedModel]) -> list[s
         if wrong:
             found += [f"with models.{label}: {text}" for text in wrong]
             continue
+        if getattr(method.method.guidance, "needs_frames", False) and model.cls.frames_of(model.folder) == 1:
+            found.append(
+                f"{type(method.method.guidance).__name__} weighs the frames of a clip, and family "
+                f"{model.spec.family!r} (models.{label}) makes stills"
+            )
         for part in (method.method.stage, method.method.guidance):
             lacking = set(getattr(part, "needs", ())) - model.cls.requests
             if lacking:

@@ -198,5 +198,3 @@ def _names() -> Names:
         ("numpy", "ndarray"): "ndarray",  # only named, as an argument of `_reconstruct`
         ("_codecs", "encode"): encode,
     }
-
-

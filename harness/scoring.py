@@ -3,10 +3,14 @@
 import json
 from collections.abc import Collection, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from harness import pictures
+from harness.errors import HarnessError
+from harness.identity import digest
 from harness.metrics.base import DistributionMetric, PairedMetric
 from harness.plan import Cell
 from harness.prompts import Prompt
@@ -15,7 +19,7 @@ from harness.store import Store
 from harness.units import Counterpart, ScoreUnit
 from harness.weights import sha256_of
 
-COLUMNS = ["sample_id", "prompt_id", "seed", "error"]
+COLUMNS = ["sample_id", "prompt_id", "seed", "width", "height", "error"]
 
 
 def score_units(
@@ -51,7 +55,7 @@ def score_units(
             rows = store.read_part(part, COLUMNS)
             shown = set(rows.loc[rows["error"].isna(), "sample_id"])
             counterparts = {
-                label: _by_files(rows, cell, by_id) if not paired[label].against
+                label: _by_files(rows, by_id) if not paired[label].against
                 else _by_method(rows, paired[label].against, images_of(cell.model, paired[label].against, cell.prompts))
                 for label in compared
             }
@@ -76,16 +80,21 @@ def _by_method(
     return {sample: images.get((prompt, seed), none) for sample, prompt, seed in keys}
 
 
-def _by_files(rows: pd.DataFrame, cell: Cell, prompts: dict[str, Prompt]) -> dict[str, Counterpart | str]:
-    """For each sample the image that its prompt names, or that it names none; other prompts' samples stay out."""
+def _by_files(rows: pd.DataFrame, prompts: dict[str, Prompt]) -> dict[str, Counterpart | str]:
+    """For each sample the pictures that its prompt names, one for each of its frames, or why there are none; other
+    prompts' samples stay out."""
     found: dict[str, Counterpart | str] = {}
-    for sample, prompt_id in zip(rows["sample_id"], rows["prompt_id"], strict=True):
-        if prompt_id in prompts:
-            image = prompts[prompt_id].image
-            path = cell.prompt_set.folder / (image or "")
-            found[sample] = "the prompt names no image to compare with" if image is None else Counterpart(
-                str(path), sha256_of(path) if path.is_file() else ""
-            )
+    frames = rows["sample_id"].value_counts()
+    for row in rows.drop_duplicates("sample_id").to_dict("records"):
+        if row["prompt_id"] in prompts:
+            try:
+                files = pictures.to_compare(prompts[row["prompt_id"]], int(frames[row["sample_id"]]))
+            except HarnessError as error:
+                found[row["sample_id"]] = str(error)
+                continue
+            hashes = [sha256_of(Path(file)) if Path(file).is_file() else "" for file in files]
+            size = None if pd.isna(row["width"]) else (int(row["width"]), int(row["height"]))
+            found[row["sample_id"]] = Counterpart(files, hashes[0] if len(files) == 1 else digest(hashes), size)
     return found
 
 

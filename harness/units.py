@@ -39,10 +39,11 @@ class GenerateUnit:
 
 @dataclass(frozen=True)
 class Counterpart:
-    """The image that a sample is compared with: one of this run, or a file."""
+    """What a sample is compared with: one of this run, or files, a picture a frame."""
 
-    source: Part | str  # the part that holds it, or the file's path
-    id: str  # the id of that sample, or the SHA-256 of the file
+    source: Part | tuple[str, ...]  # the part that holds it, or the files' paths
+    id: str  # the id of that sample, the SHA-256 of the file, or the digest of those of several
+    size: tuple[int, int] | None = None  # the sample's width and height, to which files of its shape are brought
 
 
 @dataclass(frozen=True)

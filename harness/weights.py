@@ -22,7 +22,7 @@ from harness.registry import nearest
 
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")
-NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no model here opens
+NOT_LOADED = ("safety_checker", "feature_extractor")  # parts of a pipeline that no model here opens
 UNFINISHED = ".fetching"  # lies in a model's folder until all its files do
 SUMS = "SHA256SUMS"  # beside fetched files: what was verified, as `sha256sum --check` reads it
 _HASHED: dict[tuple[str, int, int], str] = {}  # (path, bytes, mtime in ns) -> SHA-256
@@ -59,11 +59,12 @@ def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) ->
     local = Path(weights).expanduser()
     if local.is_dir():
         return local.resolve()
-    from harness import fetch_edm2  # here, because it needs this module
+    from harness import fetch as fetcher  # here, because it needs this module
 
-    network = fetch_edm2.resolve(weights, fetch)
-    if network is not None:
-        return network
+    for module in fetcher.CONVERTED:
+        converted: Path | None = module.resolve(weights, fetch)
+        if converted is not None:
+            return converted
     if not re.fullmatch(HUB_ID, weights):
         raise Lacking(
             f"weights {weights!r}: no such folder; expected a folder in the diffusers layout, "
@@ -76,7 +77,6 @@ def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) ->
         at = f"@{revision}" if revision else ""
         raise Lacking(f"weights {weights!r} are not on this machine; `harness fetch {weights}{at}` gets them")
     from harness import download  # only where something must be fetched
-    from harness import fetch as fetcher
 
     return fetcher.model(weights, revision, download.Downloader())
 

@@ -237,9 +237,10 @@ class Worker:
             for row, image in zip(rows, images, strict=True):
                 if image is not None or row["damaged"]:
                     found[ids[row["sample_id"]]] = row["damaged"] if image is None else image
-        files = [c for c in wanted if isinstance(c.source, str)]
-        found |= zip(files, self.decoders.map(_file_image, [str(c.source) for c in files]), strict=True)
-        return found
+        files = {c: c.source for c in wanted if isinstance(c.source, tuple)}
+        paths = [(path, c.size) for c, source in files.items() for path in source]
+        loaded = iter(list(self.decoders.map(_picture, paths)))  # all at once: a still is a single one
+        return found | {c: _clip([next(loaded) for _ in source]) for c, source in files.items()}
 
     def _outcomes(self, label: str, samples: "Sequence[_Sample]") -> list[Any]:
         """What a metric makes of every sample, in their order: (value, detail) or features, or why neither."""
@@ -381,12 +382,25 @@ def _features(metric: DistributionMetric, images: np.ndarray) -> list[np.ndarray
     return ["the features are not finite" if bad[k] else features[k] for k in range(len(images))]
 
 
-def _file_image(path: str) -> np.ndarray | str:
-    """The image in a file, uint8 `[1, H, W, 3]`, or why it cannot be had."""
+def _picture(wanted: tuple[str, tuple[int, int] | None]) -> np.ndarray | str:
+    """The picture in a file, uint8 `[H, W, 3]`, for a sample of a size, or why it cannot be had."""
+    path, size = wanted
     try:
-        return decode(Path(path).read_bytes())[None]
+        return decode(Path(path).read_bytes(), size)
     except (OSError, ValueError) as error:
         return f"{path} cannot be read: {error}"
+
+
+def _clip(pictures: Sequence[np.ndarray | str]) -> np.ndarray | str:
+    """Pictures as the frames of one sample, uint8 `[F, H, W, 3]`, or why they are none."""
+    frames = [picture for picture in pictures if not isinstance(picture, str)]
+    if len(frames) < len(pictures):
+        return next(picture for picture in pictures if isinstance(picture, str))
+    shapes = dict.fromkeys(frame.shape[:2] for frame in frames)
+    if len(shapes) > 1:
+        sizes = ", ".join(f"{width} x {height}" for height, width in shapes)
+        return f"the pictures to compare with have different sizes: {sizes}"
+    return np.stack(frames)
 
 
 def _in_batches(

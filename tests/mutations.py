@@ -33,6 +33,15 @@ class Mutation(NamedTuple):
 
 # (file below harness/, the test that must fail): pairs of the text that stands there once and what it becomes.
 _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("shapes/orbit.py", "tests/shapes/test_orbit.py"): [
+        ("[-np.sin(a), np.cos(a), 0.0]", "[np.sin(a), -np.cos(a), 0.0]"),
+        ("nearest[rows, columns][drawn] = depth[drawn]", "nearest[rows, columns][drawn] = 0"),
+        ("render(solids, 360 * k / frames, size)", "render(solids, 360 * k / (frames + 1), size)"),
+        ("if normal[2] > 0:", "if normal[2] < 0:"),
+    ],
+    ("pictures.py", "tests/test_clips.py"): [("orbit[(i + 1) * every % len(orbit)]", "orbit[i * every % len(orbit)]")],
+    ("scoring.py", "tests/test_clips.py"): [("else digest(hashes), size)", "else digest(files), size)")],
+    ("images.py", "tests/test_clips.py"): [('Image.new("RGBA", image.size, "white")', 'Image.new("RGBA", image.size)')],
     ("noise/nlg.py", "tests/noise/test_nlg.py"): [
         ("n = n - self.step_size * direction", "n = n + self.step_size * direction"),
         ("return strong - weak", "return weak - strong"),
@@ -169,6 +178,60 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("(end[1] - scale * start[1]) * epsilon", "(end[1] - start[1]) * epsilon"),
         ("scale = end[0] / start[0]", "scale = start[0] / end[0]"),
     ],
+    ("diffusion/edm.py", "tests/diffusion/test_edm.py"): [
+        ("sigma_max ** (1 / rho), sigma_min ** (1 / rho)", "sigma_max ** rho, sigma_min ** rho"),
+        ("i / max(steps - 1, 1)", "i / max(steps, 1)"),
+        ("(0.5 * self._slope + 0.5 * slope)", "slope"),
+        ("return self._before + length", "return state + length"),
+        ("self.arrivals = [*list(starts.values())[1:], 0.0]", "self.arrivals = [*list(starts.values())[1:], 0.002]"),
+        ("timestep(level)), level)", "timestep(starts[index])), level)"),
+        ("Step(index, sampler.steps, starts[index], timestep", "Step(index, sampler.steps, level, timestep"),
+        ("return state * self.model.alpha_sigma(self.evaluations[i].timestep)[0]", "return state"),
+        ('Grid(sigma_min=low, sigma_max=high, precision="float32")', "Grid(sigma_min=low, sigma_max=high / 2)"),
+        ("return noise.to(self.dtype) * self.levels[0]", "return noise * self.levels[0]"),
+        ("return 1.0, ratio", "return super().at_ratio(ratio)"),
+    ],
+    ("diffusion/levels.py", "tests/diffusion/test_edm.py"): [
+        ("return place + min((ratio - below) / (above - below), 1.0)", "return float(place)"),
+    ],
+    ("diffusion/edm2.py", "tests/diffusion/test_edm2_vectors.py"): [
+        ('unconditional = "guide"', 'unconditional = "main"'),
+        ("classes and prompt.class_label is not None", "classes and prompt.class_label"),
+        ("if prompt.class_label is not None else replace", "if not self.config.classes else replace"),
+        ('conditioning.tensors["label"])', 'conditioning.null["label"])'),
+        ("torch.as_tensor(timestep, dtype", "torch.as_tensor(timestep / 2, dtype"),
+    ],
+    ("diffusion/edm2.py", "tests/diffusion/test_edm2.py"): [
+        ("label is None or 0 <= label < classes", "label is None or 0 <= label <= classes"),
+        ("made *= folders.factor(config)", "made *= 8"),
+        ("empty.config.classes)", "8)"),
+    ],
+    ("diffusion/edm2_images.py", "tests/diffusion/test_edm2_vectors.py"): [
+        ("(latents.float() - self.bias) / self.scale", "latents.float() / self.scale - self.bias"),
+        ("LATENT_STD = 0.5", "LATENT_STD = 1.0"),
+        ("isinstance(self.vae, AutoencoderTiny)", "True"),
+        (".mul(255).to(torch.uint8)", ".mul(255).round().to(torch.uint8)"),
+        ("* 127.5 + 128)", "* 127.5 + 127.5)"),
+    ],
+    ("diffusion/edm2_images.py", "tests/diffusion/test_edm2.py"): [
+        ("isinstance(self.vae, AutoencoderTiny)", "False"),
+    ],
+    ("diffusion/edm2_network.py", "tests/diffusion/test_edm2_vectors.py"): [
+        ("(gain / length).float()", "gain.float() / length"),
+    ],
+    ("diffusion/edm2_folder.py", "tests/diffusion/test_edm2.py"): [
+        ("if theirs.network.classes not in (0, ours.network.classes)", "if False"),
+        ('"latent_std": (ours.latent_std, theirs.latent_std),', ""),
+    ],
+    ("method.py", "tests/diffusion/test_edm2_vectors.py"): [
+        ("            noise = normals(generators, model.latent_shape).to(model.device)\n            given = prompts\n"
+         "            prompts = [model.draw(prompt, generator) for prompt, generator in "
+         "zip(given, generators, strict=True)]\n",
+         "            given = prompts\n            prompts = [model.draw(prompt, generator) for prompt, generator in "
+         "zip(given, generators, strict=True)]\n"
+         "            noise = normals(generators, model.latent_shape).to(model.device)\n"),
+        ("if drawn == prompt else", "if True else"),
+    ],
     ("diffusion/inversion.py", "tests/diffusion/test_inversion.py"): [
         ("schedule.arrivals[index], step)", "0.0, step)"),
         ("in reversed(range(len(schedule.arrivals)))", "in range(len(schedule.arrivals))"),
@@ -244,7 +307,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if stated not in (None, made):", "if stated is None and made is None:"),
     ],
     ("safe_pickle.py", "tests/test_safe_pickle.py"): [
-        ('raise _Refused(f"it asks for {module}.{name}")', "return super().find_class(module, name)"),
+        ('raise Refused(f"it asks for {module}.{name}")', "return super().find_class(module, name)"),
         ("or not CODE.fullmatch(code)", ""),
         ('or encoding != "latin1"', ""),
         ("or tuple(state[2:5]) != (None, None, None)", ""),
@@ -441,6 +504,58 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("flops.py", "tests/test_flops.py"): [
         ("PLAIN = SDPBackend.MATH", "PLAIN = SDPBackend.FLASH_ATTENTION"),
     ],
+    ("guidance/frame_cfg.py", "tests/guidance/test_frame_cfg.py"): [
+        ("2 * abs(place - math.floor(place + 0.5))", "1 - abs(2 * place)"),
+        ("self.least + place * (self.scale - self.least)", "place * self.scale"),
+        ("scale * (conditional - unconditional)", "scale * (unconditional - conditional)"),
+        (".view(1, -1, 1, 1, 1)", ".flip(0).view(1, 1, -1, 1, 1)[:, :, :1]"),
+        ("(frames - 1) if frames > 1", "frames if frames > 1"),
+    ],
+    ("diffusion/sv3d_clip.py", "tests/diffusion/test_sv3d_clip.py"): [
+        ("max((factor - 1) / 2", "max(factor / 2"),
+        ("4 * sigma", "6 * sigma"),
+        ("kernels[::-1], sigmas[::-1]", "kernels, sigmas"),
+        ("align_corners=True", "align_corners=False"),
+    ],
+    ("diffusion/sv3d_names.py", "tests/diffusion/test_sv3d_file.py"): [
+        ("HEAD, CLIP_HEAD = 64, 80", "HEAD, CLIP_HEAD = 32, 80"),
+        ("HEAD, CLIP_HEAD = 64, 80", "HEAD, CLIP_HEAD = 64, 40"),
+        ('"qkv".index(split[1])', '"kqv".index(split[1])'),
+        ('hidden_act="gelu"', 'hidden_act="quick_gelu"'),
+        ("levels - 1 - int(found[1])", "int(found[1])"),
+        ("block_{int(found[1]) + 1}", "block_{2 - int(found[1])}"),
+        ('(r"^norm1\\.", "in_layers.0.")', '(r"^norm1\\.", "out_layers.0.")'),
+        ("{1 + attends[-1 - level]}", "{1 + attends[level]}"),
+    ],
+    ("diffusion/sv3d_unet.py", "tests/diffusion/test_sv3d_file.py"): [
+        ("EPSILON = 1e-5", "EPSILON = 1e-6"),
+        ('".resnets." in name and', '"attentions" in name and'),
+    ],
+    ("diffusion/sv3d.py", "tests/diffusion/test_sv3d.py"): [
+        ("-sigma / math.hypot(sigma, 1)", "sigma / math.hypot(sigma, 1)"),
+        ("return 1 / (sigma**2 + 1), -sigma", "return 1 / (sigma + 1), -sigma"),
+        ("0.25 * math.log(sigma)", "math.log(sigma)"),
+        ("x * (1 / math.hypot(sigma, 1))", "x"),
+        ("(arrival - sigma) * c_out * prediction", "(sigma - arrival) * c_out * prediction"),
+        ("* (1 - c_skip) + sigma)", "* c_skip + sigma)"),
+        ("Grid(sigma_max=700.0", "Grid(sigma_max=80.0"),
+        ("COND_AUG = 1e-5", "COND_AUG = 0.02"),
+        ("torch.cat([scaled.to(self.dtype), pictures]", "torch.cat([pictures, scaled.to(self.dtype)]"),
+        (".latent_dist.mode()[0]", ".latent_dist.mode()[0] * self.vae.config.scaling_factor"),
+        ("null = {key: torch.zeros_like(value)", "null = {key: torch.ones_like(value)"),
+        ("/ self.vae.config.scaling_factor", "* self.vae.config.scaling_factor"),
+        ("(images * 255).astype", "(images * 255).round().astype"),
+        ("scaled.split(TOGETHER)", "scaled.split(TOGETHER - 1)"),
+        ('f"cond_aug/{prompt_id}"', '"cond_aug"'),
+    ],
+    ("diffusion/picture.py", "tests/diffusion/test_sv3d.py"): [
+        ("side // 2 - width // 2", "(side - width) // 2"),
+        ("* alpha + (1 - alpha)) * 255", "* alpha) * 255"),
+        ("Image.Resampling.LANCZOS))", "Image.Resampling.BILINEAR))"),
+    ],
+    ("noise/choice.py", "tests/diffusion/test_sv3d.py"): [
+        ("per_row(torch.from_numpy(better).to(noise.device), noise)", "torch.tensor(True)"),
+    ],
     ("diffusion/base.py", "tests/test_flops.py"): [
         ("self.decoded + self._counted(torch.arange(images) % self.samples)", "self.decoded + images"),
     ],
@@ -607,6 +722,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ('self.half = dtype == "bfloat16"', "self.half = True"),
     ],
     ("prompt_formats.py", "tests/test_prompt_sets.py"): [
+        ("enumerate(range(first, last + 1))", "enumerate(range(first, last))"),
         ('key=lambda entry: entry["id"])', 'key=lambda entry: -entry["id"])'),
         ("for entry in found if every else found[:1]:", "for entry in found:"),
         ('[line.removesuffix("\\r") for line in', "[line for line in"),
@@ -645,9 +761,23 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("max(image.size) / 4", "max(image.size) / 20"),
         ('definition.get("nsfw", True)', 'definition.get("nsfw", False)'),
     ],
+    ("analysis/sweep.py", "tests/analysis/test_sweep.py"): [
+        ("(max if line[0].get", "(min if line[0].get"),
+        ("if key != name} for", "if key not in (name, 'guidance.sigma_lo', 'a.y')} for"),
+        ("if len(line) > 1]", "if line]"),
+        ('or {"sigma": (0.0, None)}', 'or {"sigma": (0.1, None)}'),
+        ("math.inf if value[1] is None", "0.0 if value[1] is None"),
+        ('key=lambda r: r["at"])', 'key=lambda r: -r["at"])'),
+    ],
+    ("analysis/repeats.py", "tests/analysis/test_repeats.py"): [
+        ('(max if parts[0].get("higher_is_better", True) else min)(values)', "min(values)"),
+        ("** 2 for part in parts)) / len(parts)", "** 2 for part in parts) / len(parts))"),
+        ('"n": min(', '"n": max('),
+        ('if record["group"] is None]', "]"),
+    ],
     ("estimate.py", "tests/test_check.py"): [
-        ("methods) / 3600", "methods) / 60"),
-        ("sum(side(spec) ** 2 for", "sum(side(spec) for"),
+        ("samples / 3600 * sum(", "samples / 60 * sum("),
+        ("side(spec) ** 2 * here", "side(spec) * here"),
         ("everything * len(features) *", "samples * len(features) *"),
         ("(1 + len(features) + len(scores))", "(1 + len(scores))"),
         ("(side(spec) / at) ** 2", "(side(spec) / at)"),

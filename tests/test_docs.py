@@ -15,7 +15,11 @@ from harness.display import Display
 from harness.guidance.base import COND, UNCOND
 
 DOCS = Path(__file__).parent.parent / "docs"
-LONG_COUNTED = {"noise-optimisation-figure8", "noise-optimisation-figure8-shapes"}  # seconds each
+LONG_COUNTED = {  # seconds each
+    "noise-optimisation-figure8", "noise-optimisation-figure8-shapes",
+    # by tests/test_interval_benchmarks.py, without reading their 150,000 prompts
+    "guidance-interval-table1", "guidance-interval-steps", "edm2-presets", "autoguidance-presets",
+}
 
 
 def blocks(page: Path, language: str) -> list[str]:

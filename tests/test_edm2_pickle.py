@@ -234,7 +234,7 @@ ATTACKS: dict[str, Callable[[Path], bytes]] = {
     "state of a dict": lambda f: with_encoder(Calls(collections.OrderedDict, state={"keys": 1})),
     "arguments of a dict": lambda f: with_encoder(Calls(collections.OrderedDict, [[((),), 1]])),
     "state of a tensor": lambda f: with_encoder(
-        Calls(tensor, Calls(storage, payload()), 0, (4,), (1,), state=(1, (4,), np.dtype("O"), False, b"\0" * 32))
+        Calls(tensor, Calls(storage, payload()), 0, (4,), (1,), state=(1, (4,), np.dtype("f4"), False, b"\0" * 16))
     ),
     "another version of the layout": lambda f: with_encoder(
         Calls(edm2_pickles.reconstruct, {"type": "class", "version": 7, "module_src": "", "state": {}})
@@ -272,6 +272,26 @@ ATTACKS: dict[str, Callable[[Path], bytes]] = {
     "a network without state": lambda f: dumps(EasyDict(ema=Persistent("Precond", None))),
 }
 
+REASONS = {  # where another part of the reader might refuse it too, or the call itself might fail
+    **dict.fromkeys([
+        "torch.load", "torch's own unpickler", "another function of torch.storage", "torch.hub", "EasyDict's names",
+        "persistence's names", "a storage of no known type", "a module that a storage names", "a call inside a storage",
+        *(name for name in ATTACKS if name.startswith("dotted")),
+    ], "asks for "),
+    "extension code": "by its number in a registry",
+    "another version of the layout": "not of version 6", "a persistent function": "not of version 6",
+    "a storage that is an array": "not made of a storage", "a parameter of a function": "no tensor",
+    "a storage of another format": "format that is not known",
+    "a storage of a machine of other byte order": "format that is not known",
+    "a storage longer than its bytes": "in 8 bytes", "a storage of fewer numbers than told": "in 8 bytes",
+    **dict.fromkeys([
+        "a tensor beyond its storage", "a tensor far beyond its storage", "a tensor that repeats its storage",
+        "a tensor of more sides than strides",
+    ], "in a storage of 4"),
+    "state of a dict": "a state to a dict", "state of a tensor": "a state to a ndarray",
+    "modules nested deeply": "8 deep", "modules that double 60 times": "8 deep",
+}
+
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_what_is_no_plain_network_is_refused_and_nothing_runs(
@@ -286,6 +306,7 @@ def test_what_is_no_plain_network_is_refused_and_nothing_runs(
     with pytest.raises(HarnessError, match=r"is refused|is no pickle|is no network of EDM2") as caught:
         edm2_pickle.convert(path, tmp_path / "made")
     assert str(path) in str(caught.value)
+    assert REASONS.get(name, "") in str(caught.value)
     assert len(str(caught.value)) < 700
     assert not RAN
     assert not touched.exists()

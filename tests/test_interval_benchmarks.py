@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,23 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from harness import benchmark as benchmarks
-from harness import estimate, fetch_edm2, run
+from harness import estimate, fetch_edm2, registry, resolve, run
 from harness.analysis import published, tables
 from harness.benchmark import Benchmark
 from harness.diffusion.base import Step
 from harness.diffusion.edm import karras_grid
 from harness.diffusion.edm2_network import EDM2Config, EDM2Network
 from harness.display import Display
+from harness.errors import HarnessError
 from harness.guidance.cfg import CFG
 from harness.make_reference import make_reference
+from harness.method import load_method
 from harness.metrics.reference import named_file, read_reference
-from harness.resolve import survey
+from harness.resolve import Resolved, ResolvedMethod, ResolvedMetric
 from tests.metrics import tiny_home
 
 FOLDER = benchmarks.resources("benchmarks")
+DOCS = Path(__file__).parent.parent / "docs"
 EDM2 = ("guidance-interval-table1", "guidance-interval-steps", "edm2-presets", "autoguidance-presets")
 EDM_GRID = karras_grid(32, 0.002, 80, 7)
 SDXL_GRID = karras_grid(32, 0.03, 14.6146, 3)
@@ -93,18 +97,45 @@ def interval(spec: benchmarks.MethodSpec) -> dict[str, Any]:
     return {"sigma": spec.guidance["cfg"]["sigma"]}
 
 
+def counted(name: str) -> list[dict[str, Any]]:
+    """`check`'s entry of each method on each of its models, none of which is here."""
+    found = benchmarks.load(FOLDER / f"{name}.yaml")
+    entries = []
+    for label, spec in found.methods.items():
+        sampler = {**found.sampler, **spec.sampler}
+        method = ResolvedMethod(spec, load_method(guidance=spec.guidance, sampler=sampler), sampler, None, {})
+        entries += [
+            {"model": model, "method": label, **estimate.evaluations(None, found.models[model], method)}
+            for model in found.models if method.runs_on(model)
+        ]
+    return entries
+
+
 def test_the_evaluations_are_the_published_ones() -> None:
     theirs = published.rows("guidance-interval-nfe").set_index(["model", "method"])["value"].to_dict()
-    found = {}
-    for name in ("guidance-interval-sdxl", "guidance-interval-table1"):
-        resolved = survey(benchmarks.load(FOLDER / f"{name}.yaml").limited(1), FOLDER / f"{name}.yaml")
-        for label, spec in resolved.benchmark.models.items():
-            for method, given in resolved.methods.items():
-                if given.runs_on(label):
-                    found[label, method] = estimate.evaluations(None, spec, given)
+    entries = [*counted("guidance-interval-sdxl"), *counted("guidance-interval-table1")]
+    found = {(entry["model"], entry["method"]): entry for entry in entries}
     assert {key: found[key]["nfe"] for key in theirs} == theirs
     assert found["edm2-s", "interval-2.1"]["by_network"] == {"main": 63, "guide": 14}
-    assert len(found) == 8 + 11  # each method on its own models alone
+    assert len(found) == len(entries) == 8 + 11  # each method on its own models alone
+
+
+@pytest.mark.parametrize("name", EDM2)
+def test_the_page_says_what_the_benchmarks_cost(name: str) -> None:
+    found, entries = benchmarks.load(FOLDER / f"{name}.yaml"), counted(name)
+    metrics: dict[str, Any] = {
+        metric: ResolvedMetric(metric, {}, registry.build("metric", metric, {}), {}, None)
+        for metric, _ in map(benchmarks.named, found.metrics)
+    }
+    cost = estimate.cost(Resolved(found, {}, {}, {}, metrics, ()), dict.fromkeys(found.prompts, 50_000), entries, None)
+    line = next(text for text in (DOCS / "benchmarks.md").read_text().splitlines() if text.startswith(f"| `{name}`"))
+    cells = [cell.strip() for cell in line.split("|")]
+    images, nfe, hours, disk = cells[cells.index(f"{cost['samples']:,}") :][:4]
+    assert (images, nfe) == (f"{cost['samples']:,}", f"{cost['nfe']:,}")
+    assert float(hours.replace(",", "")) == pytest.approx(cost["gpu_hours"], abs=0.06)
+    assert float(disk.removesuffix(" GB").replace(",", "")) == pytest.approx(
+        cost["images_gb"] + cost["features_gb"], abs=0.6
+    )
 
 
 def test_each_network_of_edm2_has_a_cost_of_its_own() -> None:
@@ -127,6 +158,45 @@ def test_the_presets_are_the_published_ones(name: str) -> None:
     for label, spec in found.methods.items():
         (_, parameters), = spec.guidance.items() if isinstance(spec.guidance, dict) else [("none", {"scale": 0})]
         assert label == "no-guidance" or float(label.rpartition("-")[2]) == parameters["scale"]
+
+
+# ---- what such a file may not say ----
+
+
+def survey(**change: Any) -> Resolved:
+    content = {
+        "name": "t", "methods": {"plain": {}, "cfg": {"models": ["b"], "guidance": {"cfg": {"scale": 2}}}},
+        "models": {label: {"family": "stable_diffusion", "weights": f"no-{label}"} for label in "ab"},
+        "prompts": {"one": {"set": "shapes", "category": "counting"}, "two": {"set": "shapes", "category": "colors"}},
+    }
+    return resolve.survey(benchmarks.parse(content | change, "t.yaml"), Path("t.yaml"))
+
+
+def test_a_method_runs_on_its_own_models_alone() -> None:
+    found = survey()
+    assert [(label, found.methods[label].runs_on(model)) for label in ("plain", "cfg") for model in "ab"] == [
+        ("plain", True), ("plain", True), ("cfg", False), ("cfg", True),
+    ]
+    with pytest.raises(HarnessError, match=r"methods\.plain\.models: no model 'c'"):
+        survey(methods={"plain": {"models": ["c"]}})
+
+
+@pytest.mark.parametrize(
+    ("repeats", "said"),
+    [
+        ({"all": {"best": ["one", "tow"]}}, "tables.0.repeats.all: no label 'tow' of prompts: did you mean 'two'"),
+        ({"one": {"best": ["one", "two"]}}, "tables.0.repeats.one: is a label of prompts"),
+        ({"all": {"mean": ["one", "same"]}}, "repeats.all: 'one' and 'same' have prompt 'counting-000' in common"),
+    ],
+)
+def test_repeats_are_separate_selections(repeats: dict[str, Any], said: str) -> None:
+    prompts = {
+        "one": {"set": "shapes", "category": "counting"}, "two": {"set": "shapes", "category": "colors"},
+        "same": {"set": "shapes", "category": "counting", "first": 3},
+    }
+    with pytest.raises(HarnessError, match=re.escape(said)):
+        survey(prompts=prompts, tables=[{"repeats": repeats}])
+    survey(prompts=prompts, tables=[{"repeats": {"all": {"mean": ["one", "two"]}}}])
 
 
 # ---- from YAML to table ----

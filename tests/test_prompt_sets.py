@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,10 +26,11 @@ from hypothesis import strategies as st
 from harness import manifest as manifests
 from harness import prompt_formats, prompts
 from harness.benchmark import PromptSpec
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Lacking
 from harness.manifest import Manifest
 from harness.prompt_files import LONGEST_ID, Prompt, read_file
 from harness.seeding import row_key
+from harness.shapes import orbit
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 SETS = sorted(manifests.known())
@@ -95,11 +97,12 @@ def test_a_manifest_says_what_it_must(name: str) -> None:
         )
     official_bytes_known = name not in ("coco-val2014", "coco-2017-val", "omniobject3d")
     assert (found.prompts_sha256 is not None) == official_bytes_known
-    assert all(file.sha256 is not None for file in found.files) == official_bytes_known
+    assert all(file.sha256 is not None for file in found.files) == (official_bytes_known and not found.made_by)
+    assert (found.made_by is not None) == (name == "shapes-orbits")
 
 
 def test_every_set_of_the_list_is_known() -> None:
-    assert set(SETS) == {*SHEET, "coco-val2014", "coco-2017-val", "omniobject3d"}
+    assert set(SETS) == {*SHEET, "coco-val2014", "coco-2017-val", "omniobject3d", "shapes-orbits"}
 
 
 def test_the_manifests_agree_with_where_the_files_were_copied_from() -> None:
@@ -455,15 +458,34 @@ def test_columns_mean_nothing_for_seeds(tmp_path: Path) -> None:
 
 
 def test_every_set_has_a_small_file() -> None:
-    assert set(SMALL) | {"shapes", "shapes-seen", "shapes-classes"} == set(SETS)
+    assert set(SMALL) | {"shapes", "shapes-seen", "shapes-orbits", "shapes-classes"} == set(SETS)
+
+
+def test_the_orbits_of_solids_are_made_by_the_command_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HARNESS_PROMPTS", str(tmp_path))
+    with pytest.raises(Lacking) as lacking:
+        load("shapes-orbits")
+    told = re.search(r"`python -m harness\.shapes\.orbit ([^`]*)` makes it", str(lacking.value))
+    assert told is not None
+    monkeypatch.setattr(orbit, "render", lambda *_: np.zeros((8, 8, 3), np.uint8))
+    orbit.main(told.group(1).split())
+    loaded = load("shapes-orbits")
+    assert len(loaded) == 30  # and their ids and texts are those of the manifest
+    assert all(prompt.truth and len(prompt.truth["frames"]) == 21 for prompt in loaded)
+    assert load("shapes-orbits", sample=4) != load("shapes-orbits", first=4)
 
 
 def test_an_orbit_is_conditioned_on_its_first_frame(small: Callable[[str], Path]) -> None:
     folder = small("omniobject3d")
     loaded = prompts.load(PromptSpec(set="omniobject3d", path=str(folder / "blender_renders")), Path())
     first = loaded.prompts[0]
-    assert first.image == "toy_car/2/render/images/r_2.png"  # not r_10
-    assert (loaded.folder / first.image).is_file()
+    images = loaded.folder / "toy_car" / "2" / "render" / "images"
+    assert first.image == str(images / "r_2.png")  # not r_10
+    assert first.truth == {"frames": [str(images / "r_2.png"), str(images / "r_10.png")]}
+    assert images.is_absolute()
+    assert (images / "r_2.png").is_file()
     assert first.columns == {"object": "2", "frames": 2}
 
 

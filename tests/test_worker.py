@@ -380,7 +380,7 @@ def test_a_pair_is_found_in_whatever_part_it_lies(worker: Worker, tmp_path: Path
     first, second = part("0-0-1", method="best"), part("0-2-2", method="best")
     report = worker.run(paired_unit(worker, {
         0: Counterpart(first, "model-0-0-1-0"), 1: Counterpart(first, "model-0-0-1-1"),
-        2: Counterpart(second, "model-0-2-2-0"), 3: Counterpart(str(own), "sha"),
+        2: Counterpart(second, "model-0-2-2-0"), 3: Counterpart((str(own),), "sha"),
     }))
     found = scores(worker, "difference")
     others = {name: made(worker, name, method="best")[1][0] for name in ("0-0-1", "0-2-2")}
@@ -402,7 +402,7 @@ def test_a_pair_that_cannot_be_compared_costs_its_row(worker: Worker, tmp_path: 
     (tmp_path / "text.png").write_text("no image")
     worker.run(paired_unit(worker, {
         0: Counterpart(part("0-0-0", method="best"), "model-0-0-0-0"), 1: "there is no image by 'best' to compare with",
-        2: Counterpart(str(tmp_path / "large.png"), ""), 3: Counterpart(str(tmp_path / "text.png"), ""),
+        2: Counterpart((str(tmp_path / "large.png"),), ""), 3: Counterpart((str(tmp_path / "text.png"),), ""),
     }))
     errors = [row["error"] for row in scores(worker, "difference")]
     assert "the image of sample model-0-0-0-0 is damaged" in errors[0]
@@ -414,7 +414,7 @@ def test_a_pair_that_cannot_be_compared_costs_its_row(worker: Worker, tmp_path: 
 def test_samples_that_are_not_asked_for_get_no_row_and_lost_parts_cost_theirs(worker: Worker, tmp_path: Path) -> None:
     worker.run(unit(["a", "b raise", "c", "d"]))
     report = worker.run(paired_unit(worker, {
-        1: Counterpart(str(tmp_path / "x.png"), ""), 2: Counterpart(part("9-9-9", method="best"), "gone"),
+        1: Counterpart((str(tmp_path / "x.png"),), ""), 2: Counterpart(part("9-9-9", method="best"), "gone"),
     }))
     found = {row["sample_id"]: row["error"] for row in scores(worker, "difference")}
     assert found.keys() == {"model-0-0-3-1", "model-0-0-3-2"}

@@ -6,18 +6,29 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
     AutoencoderTiny,
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    StableVideoDiffusionPipeline,
     UNet2DConditionModel,
+    UNetSpatioTemporalConditionModel,
 )
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 MAX_LENGTH = 16  # tokens of a prompt
 
@@ -142,6 +153,51 @@ def tiny_stable_diffusion_xl(folder: str | Path, turbo: bool = False, zero_null:
     pipeline = StableDiffusionXLPipeline(
         vae=vae, text_encoder=first, text_encoder_2=second, tokenizer=tokenizers[0], tokenizer_2=tokenizers[1],
         unet=unet, scheduler=scheduler, force_zeros_for_empty_prompt=zero_null, add_watermarker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    _untrained(folder)
+    return folder
+
+
+def tiny_sv3d(folder: str | Path, temporal: bool = False, frames: int = 3, seed: int = 0) -> Path:
+    """Writes a random SV3D-U (16x16 frames, latents Fx4x4x4, under 7 MB) and returns its folder.
+
+    The autoencoder is one of stills, as the official SV3D's, or with `temporal` that of Stable Video Diffusion. The
+    frames' size must be given when the model is loaded: 16, or another multiple of 8.
+    """
+    folder = Path(folder)
+    blocks: dict[str, object] = {"block_out_channels": (8, 8, 16), "latent_channels": 4, "sample_size": 16}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNetSpatioTemporalConditionModel(
+            sample_size=4, num_frames=frames, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32,
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            num_attention_heads=(1, 2), addition_time_embed_dim=256, projection_class_embeddings_input_dim=256,
+        )
+        with torch.no_grad():
+            for name, parameter in unet.named_parameters():  # a fresh network mixes frames and embeddings by half
+                if "mix_factor" in name:
+                    parameter.normal_()
+                if "attn2.to_v" in name or "attn2.to_out.0.weight" in name:
+                    parameter.mul_(6)
+        vae: AutoencoderKL | AutoencoderKLTemporalDecoder
+        if temporal:
+            vae = AutoencoderKLTemporalDecoder(
+                down_block_types=("DownEncoderBlock2D",) * 3, **{**blocks, "block_out_channels": (32, 32, 32)}
+            )
+        else:
+            vae = AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+                norm_num_groups=8, **blocks,
+            )
+        image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32,
+            patch_size=16, projection_dim=32,
+        ))
+    pipeline = StableVideoDiffusionPipeline(
+        vae=vae, image_encoder=image_encoder, unet=unet, scheduler=EulerDiscreteScheduler(),
+        feature_extractor=CLIPImageProcessor(),
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     _untrained(folder)

@@ -94,10 +94,12 @@ def compare_sampling(config: EDM2Config, options: argparse.Namespace) -> None:
     """Prints the ratio of time and of evaluations, guidance everywhere / in an interval, both networks of one size."""
     import harness
     from harness.diffusion.edm2 import EDM2
+    from harness.diffusion.edm2_images import Pixels
     from harness.prompts import Prompt
 
     networks = [network(config, options.device).bake(DTYPES[options.dtype]) for _ in range(2)]
-    model = EDM2(networks[0], guide=networks[1], device=options.device)
+    model = EDM2(networks[0], Pixels(), device=options.device)
+    model.add_network("guide", networks[1])
     prompts = [Prompt(str(row), "", class_label=row) for row in range(options.rows)]
     sampler = {"name": "heun", "steps": options.steps}
     nfe: dict[str, int] = {}
@@ -117,7 +119,8 @@ def compare_sampling(config: EDM2Config, options: argparse.Namespace) -> None:
     time_ratio, nfe_ratio = found["everywhere"] / found["interval"], nfe["everywhere"] / nfe["interval"]
     print(f"guided everywhere {found['everywhere']:.2f} s ({nfe['everywhere']} evaluations), in steps {low} to {high} "
           f"{found['interval']:.2f} s ({nfe['interval']})")
-    print(f"time ratio {time_ratio:.3f}, evaluations ratio {nfe_ratio:.3f}: {100 * (time_ratio / nfe_ratio - 1):+.1f} %")
+    apart = 100 * (time_ratio / nfe_ratio - 1)
+    print(f"time ratio {time_ratio:.3f}, evaluations ratio {nfe_ratio:.3f}: {apart:+.1f} %")
 
 
 @torch.no_grad()
@@ -140,7 +143,7 @@ def main() -> None:
     if options.official:
         compare_networks(config, options)
     if options.interval:
-        compare_sampling(dataclasses.replace(config, classes=1000), options)
+        compare_sampling(dataclasses.replace(config, channels=3), options)
     if not (options.official or options.interval):
         parser.error("give --official FOLDER, --interval, or both")
 

@@ -190,7 +190,7 @@ class Diffusion(ABC):
     timesteps: ClassVar[bool] = True  # there are timesteps of training; else a timestep is a noise level
     samplers: ClassVar[tuple[str, ...]]
     trained: bool = True  # False marks random weights
-    latent_shape: tuple[int, ...]  # of one row, (C, H, W)
+    latent_shape: tuple[int, ...]  # of one row, (C, H, W), or (F, C, H, W) of a clip
     device: torch.device
     dtype: torch.dtype
     counter: Counter | None = None
@@ -230,6 +230,11 @@ class Diffusion(ABC):
     def prompt_problems(cls, folder: Path, prompts: Sequence[Prompt]) -> list[str]:
         """What these prompts ask that the model of `folder` cannot do."""
         return []
+
+    @classmethod
+    def frames_of(cls, folder: Path) -> int:
+        """How many frames a sample of these weights has, found from the configuration files alone; 1: a still."""
+        return 1
 
     @classmethod
     def network_problems(cls, folder: Path, kind: str, network: Path) -> list[str]:

@@ -27,14 +27,15 @@ class Counting(Diffusion):
 
     def __init__(
         self, scheduler_config: dict[str, Any], requests: frozenset[str], networks: tuple[str, ...],
-        unconditional: str = "main", grid: Grid | None = None,
+        unconditional: str = "main", grid: Grid | None = None, clips: bool = False,
     ) -> None:
-        """`grid` is that of a variance-exploding family, which has no scheduler's configuration."""
+        """`grid` is that of a variance-exploding family, which has no scheduler's configuration; `clips`: its rows are
+        clips and not stills."""
         self.scheduler_config, self.grid = scheduler_config, grid
         self.unconditional: ClassVar[str] = unconditional  # type: ignore[misc]
         self.requests: ClassVar[frozenset[str]] = requests  # type: ignore[misc]
         self.networks = networks
-        self.latent_shape = (4, 8, 8)
+        self.latent_shape = (2, 4, 8, 8) if clips else (4, 8, 8)
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
     @classmethod
@@ -80,7 +81,7 @@ class Counting(Diffusion):
 
     def decode_differentiable(self, latents: Tensor) -> Tensor:
         """Images that depend on the latents, so that gradients flow."""
-        return latents[:, :3].sigmoid().permute(0, 2, 3, 1).unsqueeze(1)
+        return latents.flatten(1)[:, :192].sigmoid().view(-1, 1, 8, 8, 3)
 
     def flops_per_evaluation(self, network: str = "main") -> float:
         """Unknown here."""

@@ -67,9 +67,9 @@ class Autoencoded:
             vae = folders.open_network(folders.AUTOENCODERS[config["_class_name"]], folder, torch_dtype=torch.float32)
         self.vae = vae.to(device).eval().requires_grad_(False)
         self.factor = folders.factor(config)
-        scale = np.float32(LATENT_STD) / np.float32(std)
+        scale = np.float32(LATENT_STD) / np.asarray(std, dtype=np.float32)
         self.scale = torch.from_numpy(scale).to(device).view(1, -1, 1, 1)
-        self.bias = torch.from_numpy(-np.float32(mean) * scale).to(device).view(1, -1, 1, 1)
+        self.bias = torch.from_numpy(-np.asarray(mean, dtype=np.float32) * scale).to(device).view(1, -1, 1, 1)
 
     def unit(self, latents: Tensor) -> Tensor:
         """Decoded a few at a time."""

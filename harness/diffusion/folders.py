@@ -58,8 +58,21 @@ def problems(folder: Path, family: str, encoders: tuple[str, ...], size: int | N
         return [f"unet/ is not that of a {family} model, but {known}"]
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
     networks = ("unet", "vae", *encoders)
+    found, configs = read(folder, networks, (*tokenizers, "scheduler"))
+    solver = str(configs.get("scheduler", {}).get("_class_name", ""))
+    if "FlowMatch" in solver or solver.startswith("EDM"):
+        found.append(f"scheduler/ is a {solver}: expected one of a variance-preserving model, such as DDIMScheduler")
+    if set(networks) <= set(configs):
+        found += _shape_problems(configs, encoders, size)
+    return found
+
+
+def read(
+    folder: Path, networks: tuple[str, ...], others: tuple[str, ...] = ()
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """What is missing or unreadable of these parts of a folder, and the configurations of the rest."""
     found, configs = [], {}
-    for part in (*networks, *tokenizers, "scheduler"):
+    for part in (*networks, *others):
         try:
             configs[part] = config(folder, part)
         except FileNotFoundError:
@@ -69,12 +82,7 @@ def problems(folder: Path, family: str, encoders: tuple[str, ...], size: int | N
     for part in networks:
         if part in configs and not list((folder / part).glob("*.safetensors")):
             found.append(f"{part}/ holds no .safetensors file (pickled weights are not opened)")
-    solver = str(configs.get("scheduler", {}).get("_class_name", ""))
-    if "FlowMatch" in solver or solver.startswith("EDM"):
-        found.append(f"scheduler/ is a {solver}: expected one of a variance-preserving model, such as DDIMScheduler")
-    if set(networks) <= set(configs):
-        found += _shape_problems(configs, encoders, size)
-    return found
+    return found, configs
 
 
 def _shape_problems(configs: dict[str, dict[str, Any]], encoders: tuple[str, ...], size: int | None) -> list[str]:

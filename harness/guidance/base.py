@@ -41,9 +41,9 @@ class Guidance(Protocol):
     """A frozen dataclass with these two methods. What is not requested is not computed.
 
     Optional: attributes `version` (int), `needs` (kinds of prediction that it asks for, "cond" apart),
-    `needs_networks` (names of further networks) and `needs_layers` (names of layers to perturb), so that a model
-    without them is refused when the benchmark is read; and `problems(sampler)`, a list of what makes no sense
-    with that sampler.
+    `needs_networks` (names of further networks), `needs_layers` (names of layers to perturb) and `needs_frames`
+    (bool: rows must be clips), so that a model without them is refused when the benchmark is read; and
+    `problems(sampler)`, a list of what makes no sense with that sampler.
     """
 
     def requests(self, step: Step, sigma: float) -> tuple[Request, ...]:

@@ -92,6 +92,11 @@ class NoiseContext:
         return scores
 
 
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """A value a row `[B]` in the shape that multiplies `like` `[B, ...]`, stills and clips alike."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
 @dataclass
 class Refined:
     """What a stage hands on: the noise, a record a row for the Parquet file, and the clean latents where the

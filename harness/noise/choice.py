@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.noise.base import NoiseContext
+from harness.noise.base import NoiseContext, per_row
 
 
 class Best:
@@ -36,7 +36,7 @@ class Best:
             better = value > self.best
             self.best = np.where(better, value, self.best)
             self.chosen = np.where(better, len(self.scores), self.chosen)
-            mask = torch.from_numpy(better).to(noise.device).view(-1, 1, 1, 1)
+            mask = per_row(torch.from_numpy(better).to(noise.device), noise)
             self.noise = torch.where(mask, noise, self.noise)
             self.latents = torch.where(mask, latents, self.latents)
         self.scores.append(scores)

@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.diffusion.base import Step
 from harness.diffusion.sampling import evaluate
 from harness.guidance.base import Request
-from harness.noise.base import NoiseContext, Refined
+from harness.noise.base import NoiseContext, Refined, per_row
 from harness.seeding import RowKey, normals
 
 BOUND = 3.0  # of every element, with `boundary`
@@ -118,7 +118,7 @@ class NLG:
             if self.clip_threshold is not None:
                 # Where the norm is 0 the direction is 0 too, and stays.
                 shrink = (self.clip_threshold / norm.clamp_min(1e-30)).clamp(max=1)
-                direction = direction * shrink.view(-1, 1, 1, 1)
+                direction = direction * per_row(shrink, n)
             n = n - self.step_size * direction
             if self.noise_variance > 0:
                 fresh = normals(generators, tuple(n.shape[1:])).to(n.device) if extra is None else extra
@@ -126,7 +126,7 @@ class NLG:
             if self.boundary:
                 n = n.clamp(-BOUND, BOUND)
             if self.normalise:
-                length = n.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+                length = per_row(n.flatten(1).norm(dim=1), n)
                 n = n * (math.sqrt(n[0].numel()) / length)
         return Refined(n, _records(norms, len(n)))
 
@@ -135,7 +135,7 @@ class NLG:
         strong, weak = (ctx.model.to_epsilon(given[request], x, first.timestep) for request in self.pair)
         misread = [self.published_seeding and key.first for key in ctx.keys]
         if any(misread):
-            rows = torch.tensor(misread, device=x.device).view(-1, 1, 1, 1)
+            rows = per_row(torch.tensor(misread, device=x.device), x)
             strong, weak = (
                 torch.where(rows, ctx.model.to_epsilon(given[request], x, 0.0), right)
                 for request, right in zip(self.pair, (strong, weak), strict=True)

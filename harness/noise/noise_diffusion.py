@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.noise.base import NoiseContext, Refined
+from harness.noise.base import NoiseContext, Refined, per_row
 from harness.noise.choice import Best, numbers, positive
 
 CHUNK = 16  # candidates compared at once
@@ -129,7 +129,7 @@ def choose(
     comes from the row's generator `candidate-<index>`, number k. The first of equal candidates is taken.
     """
     rows, kept = len(noise), ~(gamma > 0)  # NaN included
-    share = torch.from_numpy(np.where(kept, 0.0, gamma)).to(noise.device).view(-1, 1, 1, 1)
+    share = per_row(torch.from_numpy(np.where(kept, 0.0, gamma)).to(noise.device), noise)
     z, g = noise.double(), uphill.double()
     best = torch.full((rows,), -math.inf, dtype=torch.float64, device=noise.device)
     taken = torch.zeros(rows, dtype=torch.int64, device=noise.device)
@@ -144,8 +144,8 @@ def choose(
         better = value > best
         best = torch.where(better, value, best)
         taken = torch.where(better, first + place, taken)
-        draw = torch.where(better.view(-1, 1, 1, 1), fresh[torch.arange(rows, device=noise.device), place], draw)
+        draw = torch.where(per_row(better, noise), fresh[torch.arange(rows, device=noise.device), place], draw)
     after = ((1 - share).sqrt() * z + share.sqrt() * draw.double()).to(noise.dtype)
     still = torch.from_numpy(kept).to(noise.device)
-    after = torch.where(still.view(-1, 1, 1, 1), noise, after)
+    after = torch.where(per_row(still, noise), noise, after)
     return after, torch.where(still, -1, taken).cpu().numpy()

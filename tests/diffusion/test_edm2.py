@@ -20,7 +20,7 @@ import harness
 from harness.diffusion.base import Sampler
 from harness.diffusion.edm2 import EDM2
 from harness.diffusion.edm2_folder import WEIGHTS
-from harness.diffusion.edm2_images import DECODED_TOGETHER
+from harness.diffusion.edm2_images import DECODED_TOGETHER, Autoencoded
 from harness.errors import HarnessError
 from harness.prompts import Prompt
 from harness.store import Store
@@ -110,6 +110,15 @@ def test_images_can_be_differentiated_and_are_those_of_decode(model: EDM2, home:
         images.sum().backward()
         assert latents.grad is not None
         assert (latents.grad.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_what_a_tiny_autoencoder_gives_lies_between_minus_one_and_one(model: EDM2) -> None:
+    images = model.images
+    assert isinstance(images, Autoencoded)
+    latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1)) * 0.5
+    decoded = images.vae.decode((latents - images.bias) / images.scale).sample
+    assert decoded.min() < -0.2
+    torch.testing.assert_close(images.unit(latents), ((decoded + 1) / 2).clamp(0, 1))
 
 
 def test_operations_are_those_of_the_networks_that_run(model: EDM2) -> None:

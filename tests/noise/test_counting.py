@@ -34,11 +34,13 @@ def test_the_estimate_is_the_cost(name: str, tmp_path: Path) -> None:
     loaded = load_method({name: STAGES[name]}, sampler={"steps": 4})
     judge = Smooth() if getattr(loaded.stage, "needs_judge", False) else None
     method = Method(loaded.stage, CFG(3), loaded.sampler, judge)
-    real = method(Twins(lambda x, t, n: n), numbers(1)).nfe[0]
+    real = method(Twins(lambda x, t, n: n), numbers(1))
     model = Namespace(folder=tmp_path)
     spec = Namespace(family="tests.noise.test_nlg:Twins", networks={"weak": {}})
     # The judge that the estimate meets is its own; a resolved method holds the label of the real one.
     planned = Namespace(method=Method(loaded.stage, CFG(3), loaded.sampler), judge="smooth" if judge else None)
     for found in (model, None):  # with and without its weights
         estimated = evaluations(found, spec, planned)  # type: ignore[arg-type]
-        assert estimated == {"nfe": real, "judged": JUDGED.get(name, 0)}
+        assert estimated == {
+            "nfe": real.nfe[0], "by_network": real.nfe_by_network[0], "judged": JUDGED.get(name, 0),
+        }

@@ -24,9 +24,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_size_and_kinds_of_files() -> None:
     files = [p for p in WEIGHTS.rglob("*") if p.is_file()]
-    refiner = [p for p in files if p.parent.name == "shapes-noise-refine"]
-    assert 0 < sum(p.stat().st_size for p in refiner) <= 2_000_000
-    assert sum(p.stat().st_size for p in files if p not in refiner) <= 10_000_000
+    sizes = {"shapes-noise-refine": 0, "shapes-edm2": 0, "others": 0}
+    for path in files:
+        part = path.relative_to(WEIGHTS).parts[0].removesuffix("-guide")
+        sizes[part if part in sizes else "others"] += path.stat().st_size
+    assert 0 < sizes["shapes-noise-refine"] <= 2_000_000
+    assert 0 < sizes["shapes-edm2"] <= 2_000_000
+    assert sizes["others"] <= 10_000_000
     assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt", ".md"}
     for path in WEIGHTS.rglob("*model*.safetensors"):
         with safe_open(path, "pt") as file:

@@ -1,0 +1,331 @@
+"""Clips through the whole harness: orbits of solids in, clips by a small model, their rows, scores and tables out."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+import datasets
+from harness import prompts, run
+from harness.analysis.figures import grid
+from harness.benchmark import PromptSpec
+from harness.display import Display
+from harness.errors import HarnessError
+from harness.images import decode
+from harness.metrics.load import load_metric
+from harness.metrics.ssim import ssim
+from harness.pictures import to_compare
+from harness.prompts import Prompt
+from harness.shapes.orbit import write_orbits
+from harness.store import Store
+from tests.clips import FRAMES, turntable_weights
+from tests.command import harness
+
+AROUND = 12  # pictures of an orbit: every third is compared
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two methods on three objects and two seeds, generated and scored."""
+    folder = tmp_path_factory.mktemp("clips")
+    turntable_weights(folder / "weights")
+    write_orbits(folder / "orbits", objects=3, frames=AROUND, size=32)
+    write(folder)
+    assert go(folder).failures == []
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(made, tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def write(folder: Path, **change: Any) -> None:
+    content = {
+        "name": "clips",
+        "models": {"turntable": {
+            "family": "tests.clips:Turntable", "weights": str(folder / "weights"), "size": 32, "batch": 2,
+        }},
+        "prompts": {"orbits": {"set": "omniobject3d", "path": "orbits"}},
+        "seeds": [0, 1],
+        "sampler": {"name": "euler", "steps": 3},
+        "methods": {"plain": {}, "sharper": {"guidance": {"cfg": {"scale": 1.2}}}},
+        "metrics": ["ssim", {"tests.fakes:Difference": {"against": "plain"}}],
+        "tables": [{"baseline": "plain"}],
+    } | change
+    (folder / "clips.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def go(folder: Path, **options: Any) -> run.Outcome:
+    with Display(quiet=True) as display:
+        return run.run(str(folder / "clips.yaml"), results=folder / "results", display=display, workers=0, **options)
+
+
+def clips(folder: Path, method: str) -> dict[tuple[str, int], np.ndarray]:
+    store = Store(folder / "results" / "clips")
+    found = {}
+    for part in store.parts("images", method=method):
+        for row, clip in zip(*store.read_images(part), strict=True):
+            assert clip is not None
+            found[row["prompt_id"], row["seed"]] = clip
+    return found
+
+
+def scores(folder: Path, metric: str = "ssim") -> pd.DataFrame:
+    store = Store(folder / "results" / "clips")
+    samples = store.read("images", columns=["sample_id", "frame", "prompt_id", "seed"])
+    return samples[samples["frame"] == 0].merge(store.read("scores", metric), on=["sample_id", "model", "method"])
+
+
+def written(folder: Path, stage: str = "images") -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in (folder / "results" / "clips" / stage).rglob("*.parquet")}
+
+
+# ---- rows and values ----
+
+
+def test_a_clip_is_a_row_a_frame_and_one_sample_everywhere_else(made: Path) -> None:
+    rows = Store(made / "results" / "clips").read("images")
+    assert len(rows) == 2 * 2 * 3 * FRAMES
+    assert rows.groupby("sample_id")["frame"].apply(list).tolist() == [list(range(FRAMES))] * 12
+    assert (rows.groupby("sample_id")[["nfe", "record", "seconds"]].nunique() == 1).all(axis=None)
+    assert set(rows.loc[rows["method"] == "plain", "nfe"]) == {3}  # of the clip, not of each frame
+    outcome = run.table("clips", results=made / "results")
+    found = {(record["method"], record["metric"]): record for record in outcome.records}
+    assert {key: record["n"] for key, record in found.items()} == {
+        ("plain", "ssim"): 6, ("sharper", "ssim"): 6, ("plain", "difference"): 0, ("sharper", "difference"): 6,
+    }
+    assert {record["nfe"] for (method, _), record in found.items() if method == "sharper"} == {6}
+    assert len(outcome.scored) == 18
+    mine = scores(made)
+    assert found["plain", "ssim"]["value"] == pytest.approx(mine.loc[mine["method"] == "plain", "value"].mean())
+    assert "plain" in outcome.render("markdown", ci=True)
+
+
+def test_each_frame_is_compared_with_its_picture_of_the_orbit(made: Path) -> None:
+    """Against SSIM called by hand on the pictures of azimuth 90, 180, 270 and 0."""
+    made_clips = clips(made, "plain")
+    for row in scores(made).query("method == 'plain'").to_dict("records"):
+        images = made / "orbits" / row["prompt_id"].rpartition("_")[0] / row["prompt_id"] / "render" / "images"
+        pictures = [np.asarray(Image.open(images / f"r_{number}.png")) for number in (3, 6, 9, 0)]
+        clip = made_clips[row["prompt_id"], row["seed"]]
+        expected = [ssim(frame, picture) for frame, picture in zip(clip, pictures, strict=True)]
+        detail = json.loads(row["detail"])
+        np.testing.assert_allclose(detail["frames"], expected, rtol=1e-12)
+        assert row["value"] == pytest.approx(np.mean(expected), rel=1e-12)
+        assert len(detail["reference"]) == 64
+        turned = [ssim(frame, picture) for frame, picture in zip(clip, pictures[1:] + pictures[:1], strict=True)]
+        assert np.mean(expected) > np.mean(turned) + 0.05
+
+
+def test_a_clip_is_compared_with_the_other_method_s_frame_by_frame(made: Path) -> None:
+    plain, sharper = clips(made, "plain"), clips(made, "sharper")
+    found = scores(made, "difference")
+    assert len(found) == 6
+    for row in found.to_dict("records"):
+        pair = [each[row["prompt_id"], row["seed"]].astype(float) for each in (sharper, plain)]
+        expected = np.abs(pair[0] - pair[1]).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(json.loads(row["detail"])["frames"], expected)
+
+
+def test_other_metrics_get_the_whole_clip_and_those_of_stills_say_that_they_are(folder: Path) -> None:
+    write(folder, metrics=["tests.fakes:Brightness", "tests.fakes:Colours", "geneval-shapes"], tables=[{}])
+    outcome = go(folder)
+    means = [clip.mean() for clip in clips(folder, "plain").values()]
+    found = {record["metric"]: record for record in outcome.records if record["method"] == "plain"}
+    assert found["brightness"]["value"] == pytest.approx(np.mean(means))
+    assert found["colours-distance"]["n"] == 6
+    assert found["geneval-shapes"]["value"] is None
+    assert "geneval-shapes is defined for stills; these samples have 4 frames" in found["geneval-shapes"]["reason"]
+    assert len(outcome.failures) == 12
+
+
+# ---- resuming, growing, reading elsewhere ----
+
+
+def test_a_run_of_clips_resumes_and_is_compacted(folder: Path) -> None:
+    images, values = written(folder), scores(folder)
+    assert go(folder).failures == []
+    assert written(folder) == images
+    lost = next(iter(images))
+    before = clips(folder, "plain"), clips(folder, "sharper")
+    lost.unlink()
+    assert go(folder).failures == []
+    after = written(folder)
+    assert {path for path in after if after[path] != images[path]} == {lost}
+    for old, new in zip(before, (clips(folder, "plain"), clips(folder, "sharper")), strict=True):
+        assert all(np.array_equal(old[key], new[key]) for key in old.keys() | new.keys())
+    assert Store(folder / "results" / "clips").compact() == (10, 5)  # images, ssim of each method, difference of one
+    assert go(folder).failures == []
+    assert len(written(folder)) == 2
+    assert all(np.array_equal(before[0][key], clip) for key, clip in clips(folder, "plain").items())
+    pd.testing.assert_frame_equal(
+        scores(folder).sort_values("sample_id", ignore_index=True), values.sort_values("sample_id", ignore_index=True)
+    )
+
+
+def test_an_object_that_fails_costs_its_row_and_is_made_later(folder: Path) -> None:
+    shutil.rmtree(folder / "results")
+    bad = folder / "orbits" / "cursed" / "cursed_9"
+    shutil.copytree(folder / "orbits" / "box" / "box_000", bad)
+    outcome = go(folder)
+    assert [failure for failure in outcome.failures if "this object is cursed" not in failure] == []
+    assert {r["n"] for r in outcome.records if r["metric"] == "ssim"} == {6}
+    assert {r["failed"] for r in outcome.records if r["metric"] == "ssim"} == {2}
+    assert {r["nfe"] for r in outcome.records if r["method"] == "plain"} == {3}
+    rows = Store(folder / "results" / "clips").read("images", columns=["sample_id", "frame", "error"])
+    assert sorted(rows.groupby("sample_id").size()) == [1] * 4 + [FRAMES] * 12
+
+
+def test_a_changed_picture_of_the_orbit_scores_its_object_anew(folder: Path) -> None:
+    before = scores(folder).set_index("sample_id")["value"]
+    images = folder / "orbits" / "tetrahedron" / "tetrahedron_001" / "render" / "images"
+    shutil.copy(images / "r_0.png", images / "r_1.png")  # not compared
+    go(folder)
+    assert scores(folder).set_index("sample_id")["value"].equals(before)
+    shutil.copy(images / "r_0.png", images / "r_6.png")
+    assert go(folder).failures == []
+    after = scores(folder).set_index("sample_id")
+    changed = after[after["value"] != before[after.index]]
+    assert set(changed["prompt_id"]) == {"tetrahedron_001"}
+    assert len(changed) == 4
+
+
+def test_a_run_of_clips_opens_in_datasets_and_in_a_grid(made: Path) -> None:
+    files = [str(path) for path in written(made)]
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(made / "cache"))
+    assert len(loaded) == 48
+    assert loaded[5]["frame"] == 1
+    assert loaded[5]["image"].size == (32, 32)
+    found = [clips(made, method)["box_000", 0] for method in ("plain", "sharper")]
+    sheet = grid(found, ["plain", "sharper"], [f"{k * 90 + 90}°" for k in range(FRAMES)], blur=False, cell=64)
+    assert sheet.size[0] > FRAMES * 64
+
+
+def test_the_commands_know_clips(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large = yaml.safe_load((made / "clips.yaml").read_text())
+    large["models"]["turntable"]["size"] = 1024
+    (made / "large.yaml").write_text(yaml.safe_dump(large))
+    code, said, errors = harness(capsys, "check", str(made / "large.yaml"), "--json")
+    assert code == 0, errors
+    report = json.loads(said)
+    assert (report["cost"]["samples"], report["models"][0]["frames"]) == (12, FRAMES)
+    assert report["cost"]["images_gb"] == pytest.approx(12 * FRAMES * 1024**2 * 1.4e-9, abs=0.01)
+    code, said, _ = harness(capsys, "check", str(made / "large.yaml"))
+    assert "clips of 4 frames" in said
+    assert [(entry["method"], entry["nfe"]) for entry in report["methods"]] == [("plain", 3), ("sharper", 6)]
+    results = ("--results", str(made / "results"))
+    code, said, _ = harness(capsys, "table", "clips", "--format", "json", *results)
+    assert (code, {record["n"] for record in json.loads(said) if record["metric"] == "ssim"}) == (0, {6})
+    code, said, errors = harness(capsys, "compare", "clips/plain", "clips/sharper", *results)
+    assert code == 0, errors
+    assert "ssim" in said
+
+
+# ---- which pictures ----
+
+
+def orbit(count: int) -> Prompt:
+    names = [f"r_{k}" for k in range(count)]
+    return Prompt("p", "text", image=names[0], truth={"frames": names})
+
+
+@pytest.mark.parametrize(("pictures", "frames", "first"), [(84, 21, 4), (21, 21, 1), (105, 21, 5), (84, 4, 21)])
+def test_every_nth_picture_is_compared_and_the_last_is_the_first(pictures: int, frames: int, first: int) -> None:
+    found = [int(name[2:]) for name in to_compare(orbit(pictures), frames)]
+    assert found[0] == first
+    assert found[-1] == 0
+    assert found == [k * pictures // frames for k in [*range(1, frames), 0]]
+
+
+def test_a_still_is_compared_with_the_prompt_s_own_picture() -> None:
+    assert to_compare(orbit(84), 1) == ("r_0",)
+    assert to_compare(Prompt("p", "text", image="a.png"), 1) == ("a.png",)
+    with pytest.raises(HarnessError, match="names no image"):
+        to_compare(Prompt("p", "text"), 1)
+    with pytest.raises(HarnessError, match="names no image"):
+        to_compare(Prompt("p", "text", truth={"include": []}), 21)
+
+
+def test_orbits_that_do_not_fit_are_refused_before_anything_is_made(folder: Path) -> None:
+    images = folder / "orbits" / "box" / "box_000" / "render" / "images"
+    for number in (10, 11):
+        (images / f"r_{number}.png").unlink()
+    shutil.rmtree(folder / "results")
+    with pytest.raises(HarnessError, match=r"ssim: models\.turntable on prompts\.orbits: prompt 'box_000' has an orbit "
+                                           r"of 10 pictures, which 4 frames do not divide"):
+        go(folder)
+    assert not written(folder)
+    listed = [{"id": "x", "prompt": "x", "image": "orbits/box/box_000/render/images/r_0.png"}]
+    (folder / "own.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    write(folder, prompts={"own": "own.jsonl"})
+    with pytest.raises(HarnessError, match=r"names one picture and no orbit to compare 4 frames with"):
+        go(folder)
+
+
+def test_thirty_of_many_objects_are_a_fixed_choice(tmp_path: Path) -> None:
+    for k in range(40):
+        place = tmp_path / "orbits" / "thing" / f"thing_{k:03d}" / "render" / "images"
+        place.mkdir(parents=True)
+        (place / "r_0.png").touch()
+    spec = PromptSpec(set="omniobject3d", path="orbits", sample=30)
+    first, second = ([prompt.id for prompt in prompts.load(spec, tmp_path).prompts] for _ in range(2))
+    assert first == second
+    assert len(set(first)) == 30
+    assert first != [f"thing_{k:03d}" for k in range(30)]
+
+
+def test_pictures_of_another_size_are_resized_and_those_of_another_shape_refused(folder: Path) -> None:
+    before = scores(folder).set_index("sample_id")["value"]
+    write_orbits(folder / "orbits", objects=3, frames=AROUND, size=64)
+    images = folder / "orbits" / "octahedron" / "octahedron_002" / "render" / "images"
+    Image.new("RGB", (64, 60), "white").save(images / "r_6.png")
+    outcome = go(folder)
+    after = scores(folder).set_index("sample_id")
+    refused = after[after["error"].notna()]
+    assert set(refused["prompt_id"]) == {"octahedron_002"}
+    assert set(refused["error"]) == {"the pictures to compare with have different sizes: 32 x 32, 64 x 60"}
+    assert len(outcome.failures) == 4
+    good = after[after["error"].isna()]
+    # Rendered at twice the size and brought down: nearly the same pictures.
+    np.testing.assert_allclose(good["value"], before[good.index], atol=0.05)
+
+
+def test_what_is_transparent_lies_on_white(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2] = (200, 100, 0, 255)
+    pixels[2] = (200, 100, 0, 51)  # a fifth
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = decode((tmp_path / "a.png").read_bytes())
+    assert found.shape == (4, 4, 3)
+    np.testing.assert_array_equal(found[:2], np.broadcast_to([200, 100, 0], (2, 4, 3)))
+    np.testing.assert_allclose(found[2], np.broadcast_to([244, 224, 204], (4, 3)), atol=1)
+    np.testing.assert_array_equal(found[3], np.full((4, 3), 255))
+    half = decode((tmp_path / "a.png").read_bytes(), (2, 2))
+    assert half.shape == (2, 2, 3)
+    assert decode((tmp_path / "a.png").read_bytes(), (2, 3)).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize("frame", ["../a.png", "/etc/passwd", 3, "a\\b.png"])
+def test_pictures_of_an_orbit_outside_the_set_s_folder_are_refused(tmp_path: Path, frame: Any) -> None:
+    row = {"prompt": "x", "image": "a.png", "truth": {"frames": ["a.png", frame]}}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    with pytest.raises(HarnessError, match=r"p\.jsonl: row 0: truth\.frames: expected paths below the folder"):
+        prompts.load(PromptSpec(set="p", path=str(tmp_path / "p.jsonl")), Path())
+
+
+def test_metrics_of_pairs_take_clips_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 256, (2, 2, 3, 16, 16, 3), dtype=np.uint8)
+    found = load_metric("ssim").score_pairs(first, second)  # type: ignore[attr-defined]
+    expected = [[ssim(a, b) for a, b in zip(x, y, strict=True)] for x, y in zip(first, second, strict=True)]
+    np.testing.assert_allclose(found.values, np.mean(expected, axis=1))
+    np.testing.assert_allclose([detail["frames"] for detail in found.details], expected)
