@@ -37,9 +37,9 @@ from tests.tiny import tiny_lora, tiny_stable_diffusion, tiny_stable_diffusion_x
 
 pytestmark = pytest.mark.xdist_group("suites")  # the weights are written once
 FOLDER = benchmarks.resources("benchmarks")
-RUN_ELSEWHERE = {  # by tests/test_wheel.py, tests/test_interval_benchmarks.py and the last test here
-    "shapes", "guidance-interval-table1", "guidance-interval-steps", "edm2-presets", "autoguidance-presets",
-    "guidance-interval-sdxl",
+RUN_ELSEWHERE = {  # by tests/test_wheel.py, test_interval_benchmarks.py, shapes/test_edm2.py and the last test here
+    "shapes", "shapes-edm2", "guidance-interval-table1", "guidance-interval-steps", "edm2-presets",
+    "autoguidance-presets", "guidance-interval-sdxl",
 }
 LONG = {  # others of the same family, methods and metrics are short
     "shapes-noise", "noise-optimisation-figure8-shapes", "noiserefine-table3", "noise-diffusion-complex", "hpdv2-suite",

@@ -36,7 +36,7 @@ AUTOENCODER = "builtin:shapes-sd"
 P_MEAN, P_STD = -0.4, 1.0  # of ln(sigma): EDM2's for latents
 IMAGES = 40_000
 BATCH = 64  # of all processes together
-STEPS = {"shapes-edm2": 11_000, "shapes-edm2-guide": 4_000}
+STEPS = {"shapes-edm2": 6_800, "shapes-edm2-guide": 3_650}  # as long as the networks that ship
 WIDTH = {"shapes-edm2": 32, "shapes-edm2-guide": 16}
 
 
