@@ -19,7 +19,7 @@ FORBIDDEN = {
     "files.py": {"torch", "ray"},
     "json_text.py": {"torch", "ray"},
     "plan.py": {"torch", "ray"},
-    "pictures.py": {"torch", "ray"},
+    "orbit_pictures.py": {"torch", "ray"},
     "prompts.py": {"torch", "ray"},
     "prompt_files.py": {"torch", "ray"},
     "prompt_sources.py": {"torch", "ray"},
