@@ -483,7 +483,7 @@ def test_the_shipped_size_fits() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["shapez"], "known: shapes, noise-refine"),
+    (["shapez"], "known: shapes, shapes-edm2, noise-refine"),
     (["noise-refine", "--stage", "unet"], "belong to 'harness train shapes'"),
     (["noise-refine", "--recipe", "nope"], "unknown recipe 'nope'"),
 ])

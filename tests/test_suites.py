@@ -94,7 +94,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tiny_stable_diffusion_xl(home / "stabilityai/stable-diffusion-xl-base-1.0")
     tiny_stable_diffusion_xl(home / "stabilityai/sdxl-turbo", turbo=True)
     index = tiny_sv3d(home / "sv3d-u") / "model_index.json"  # which says where a converted file came from
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"source": {"file": "none"}}))
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"source": {"sha256": "0" * 64}}))
     lora = tiny_lora(here / "lora", sd21) / LORA_FILE
     for k, name in enumerate(REFINERS):
         with safe_open(lora, framework="np") as file:
