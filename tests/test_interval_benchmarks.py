@@ -240,13 +240,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A machine with metrics, the reference pickle and every EDM2 network of these benchmarks, all of them tiny."""
     here = tmp_path_factory.mktemp("machine")
     home = tiny_home.write(here / "weights")
-    for name, classes in (("labels", 10), ("none", 0)):
-        write_network(here / name, classes)
-    for name in EDM2:
-        for spec in benchmarks.load(FOLDER / f"{name}.yaml").models.values():
-            for source in (spec.weights, *(network.source for network in spec.networks.values())):
-                if not (here / source).exists():
-                    (here / source).symlink_to(here / ("none" if "uncond" in source else "labels"))
+    specs = [spec for name in EDM2 for spec in benchmarks.load(FOLDER / f"{name}.yaml").models.values()]
+    sources = [source for spec in specs for source in (spec.weights, *(n.source for n in spec.networks.values()))]
+    for seed, source in enumerate(dict.fromkeys(sources)):  # each of its own: equal models would be one
+        write_network(here / source, 0 if "uncond" in source else 10, seed)
     (here / "images").mkdir()
     generator = torch.Generator().manual_seed(0)
     for k in range(4):
@@ -265,11 +262,11 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield here
 
 
-def write_network(folder: Path, classes: int) -> None:
+def write_network(folder: Path, classes: int, seed: int) -> None:
     config = {"resolution": 8, "channels": 3, "classes": classes, "width": 8, "multipliers": [1], "blocks": 1,
               "attention": [], "uncertainty_width": 4}
     with torch.random.fork_rng():
-        torch.manual_seed(classes)
+        torch.manual_seed(seed)
         network = EDM2Network(EDM2Config(**config))
     folder.mkdir()
     told = config | {"_class_name": "EDM2Network", "vae": None, "trained": False}
