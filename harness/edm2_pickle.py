@@ -25,12 +25,12 @@ from torch.overrides import TorchFunctionMode
 
 from harness import safe_pickle
 from harness.diffusion.edm2_network import CLASS, WEIGHTS, EDM2Config, EDM2Network
+from harness.download import WHERE
 from harness.errors import HarnessError
 from harness.files import rename, write_atomic, writing
 from harness.safe_pickle import Names, Refused, Stateful, Unpickler, is_shape, short
 from harness.weights import HUB_ID, sha256_of
 
-WHERE = "HARNESS_WEIGHTS"  # chooses another folder for weights
 VERSION = 6  # of the layout in which objects are kept, the only one published
 MAGIC = [119547037146038801333356, 1001]  # with which torch's older format begins
 STORAGES = {"HalfStorage": "<f2", "FloatStorage": "<f4", "DoubleStorage": "<f8", "LongStorage": "<i8"}
@@ -58,7 +58,7 @@ ENCODER = {"vae_name": "stabilityai/sd-vae-ft-mse", "raw_mean": [5.81, 3.25, 0.1
 @dataclass(frozen=True, repr=False)
 class Network:
     """What a pickle says of a network: float16 or float32 arrays by parameter, as `EDM2Network` calls them, and the
-    content of the config.json to be (`harness.diffusion.edm2` reads it)."""
+    content of the config.json to be (`harness.diffusion.edm2_folder` reads it)."""
 
     config: dict[str, Any]
     tensors: dict[str, np.ndarray]

@@ -15,7 +15,7 @@ from harness import artifacts, fetch_edm2, fetch_prompts, fetch_sv3d, manifest, 
 from harness.artifacts import Artifact, File, catalogue
 from harness.benchmark import HUB
 from harness.download import WHERE, Downloader, NotThere, Unreachable, alone, must_fit, sums
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Lacking
 from harness.files import writing
 from harness.weights import UNFINISHED, home
 
@@ -31,7 +31,7 @@ class Converted(Protocol):
 
     def here(self, name: str) -> Path | None: ...
 
-    def resolve(self, name: str, fetch: bool) -> Path | None: ...
+    def refuse(self, name: str) -> None: ...
 
     def network(self, name: str, downloader: Downloader) -> tuple[Path, str]: ...
 
@@ -77,6 +77,26 @@ def fetch(names: list[str], verify: bool = False) -> Iterator[tuple[str, Harness
             yield f"{name}: fetched into {place}{note}", None
         except HarnessError as error:
             yield name, error
+
+
+def converted(name: str, fetch: bool) -> Path | None:
+    """The folder of a converted model for `weights:` in a model block, fetched where it is not here; None for another
+    name.
+
+    Raises:
+        Lacking: it is not here, and `fetch` is False.
+        HarnessError: it cannot be had, or the name is none for a model block.
+    """
+    for module in CONVERTED:
+        module.refuse(name)
+        found = module.here(name) if re.fullmatch(fetch_edm2.NAME, name) else None
+        if found is None and module.is_network(name):
+            if not fetch:
+                raise Lacking(f"weights {name!r} are not on this machine; `harness fetch {name}` gets them")
+            found = module.network(name, Downloader())[0]
+        if found is not None:
+            return found.resolve()
+    return None
 
 
 def _converter(name: str) -> Converted | None:

@@ -16,7 +16,7 @@ import yaml
 
 from harness.artifacts import megabytes
 from harness.download import SUMS, Downloader, Unreachable, alone, sums, write_sums
-from harness.errors import HarnessError, Lacking
+from harness.errors import HarnessError
 from harness.weights import home, sha256_of
 
 PICKLE = ".pkl"
@@ -73,29 +73,19 @@ def names_of(name: str) -> list[str]:
     return [*networks, *(hub_id for made_of, hub_id in published().autoencoders.items() if made_of in data)]
 
 
-def resolve(name: str, fetch: bool) -> Path | None:
-    """The folder of a network for `weights:` in a model block, fetched where it is not here; None for another name.
-
-    Raises:
-        Lacking: it is not here, and `fetch` is False.
-        HarnessError: as `network`; or the name is that of a preset, or of a pickle.
-    """
+def refuse(name: str) -> None:
+    """Raises a HarnessError for what cannot stand as `weights:` in a model block: a pickle, or a preset."""
     if Path(name).suffix == PICKLE:
         raise HarnessError(f"weights {name!r}: a pickle is not opened as it is. `harness fetch {name}` converts one of "
                            f"EDM2, and 'weights: {Path(name).stem}' then finds it")
     if pair := preset(name):
         further = "".join(f" and 'networks: {{guide: {{weights: {guide}}}}}'" for guide in pair[1:])
         raise HarnessError(f"weights {name!r}: a preset of EDM2; write 'weights: {pair[0]}'{further}")
-    if not re.fullmatch(NAME, name) or (here(name) is None and not is_network(name)):
-        return None
-    if here(name) is None and not fetch:
-        raise Lacking(f"weights {name!r} are not on this machine; `harness fetch {name}` gets them")
-    return (here(name) or network(name, Downloader())[0]).resolve()
 
 
 def here(name: str) -> Path | None:
     """The folder of a converted network; None where it is not here, or was made of another pickle than the given."""
-    given = Path(name).expanduser() if Path(name).suffix == PICKLE else None
+    given = _given(name)
     folder = home() / (given.stem if given else name)
     try:
         source = json.loads((folder / "config.json").read_text(encoding="utf-8"))["source"]
@@ -115,7 +105,7 @@ def network(name: str, downloader: Downloader) -> tuple[Path, str]:
     from harness import edm2_pickle  # torch alone takes seconds
     from harness.diffusion.edm2_network import WEIGHTS
 
-    given = Path(name).expanduser() if Path(name).suffix == PICKLE else None
+    given = _given(name)
     name = given.stem if given else name
     if not re.fullmatch(NAME, name):
         raise HarnessError(f"{given}: a network is called as its pickle; expected letters, digits and '._-', no spaces")
@@ -147,3 +137,8 @@ def _download(name: str, folder: Path, downloader: Downloader) -> None:
         raise Unreachable(
             f"{name}: {error}; on another machine get {url} and put it into {folder}: the same command then converts it"
         ) from error
+
+
+def _given(name: str) -> Path | None:
+    """The pickle of one's own that a name is the path of."""
+    return Path(name).expanduser() if Path(name).suffix == PICKLE else None

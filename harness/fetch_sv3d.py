@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import artifacts, fetch_edm2
 from harness.artifacts import megabytes
 from harness.download import Downloader, alone, sums, write_sums
-from harness.errors import HarnessError, Lacking
+from harness.errors import HarnessError
 from harness.fetch_edm2 import NAME
 from harness.weights import files_of, home, model_index, parts, sha256_of
 
@@ -35,23 +35,13 @@ def known() -> list[str]:
     return []
 
 
-def resolve(name: str, fetch: bool) -> Path | None:
-    """The folder for `weights:` in a model block, fetched where it is not here; None for another name.
-
-    Raises:
-        Lacking: it is not here, and `fetch` is False.
-        HarnessError: as `network`; or the name is that of a single file.
-    """
+def refuse(name: str) -> None:
+    """Raises a HarnessError for what cannot stand as `weights:` in a model block: a single file."""
     if Path(name).suffix == SUFFIX:
         raise HarnessError(
             f"weights {name!r}: a single file is not opened as it is. `harness fetch {name}` converts one of SV3D-U, "
             f"and 'weights: {Path(name).stem}' then finds it; other models: a folder in the diffusers layout"
         )
-    if not re.fullmatch(NAME, name) or (here(name) is None and name != SV3D_U):
-        return None
-    if here(name) is None and not fetch:
-        raise Lacking(f"weights {name!r} are not on this machine; `harness fetch {name}` gets them")
-    return (here(name) or network(name, Downloader())[0]).resolve()
 
 
 def here(name: str) -> Path | None:

@@ -62,10 +62,9 @@ def resolve(weights: str, revision: str | None = None, *, fetch: bool = True) ->
         return local.resolve()
     from harness import fetch as fetcher  # here, because it needs this module
 
-    for module in fetcher.CONVERTED:
-        converted = module.resolve(weights, fetch)
-        if converted is not None:
-            return converted
+    converted = fetcher.converted(weights, fetch)
+    if converted is not None:
+        return converted
     if not re.fullmatch(HUB_ID, weights):
         raise Lacking(
             f"weights {weights!r}: no such folder; expected a folder in the diffusers layout, "

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from harness.diffusion.sv3d_names import EMBEDDED, NOT_USED, UNET, Part, Shapes, as_weight, clip, unet, vae
-from harness.download import must_fit
+from harness.download import WHERE, must_fit
 from harness.errors import HarnessError
 from harness.files import write_atomic, writing
 from harness.metrics.clip_pixels import MEAN, STD
@@ -28,7 +28,6 @@ OTHERS = {  # how wide the label embedding is in the models of the same layout
 }
 PICKLED = (b"PK\x03\x04", b"\x80")  # how files of torch.save begin, new and old; a safetensors file may as well
 INDEX = "model_index.json"
-WHERE = "HARNESS_WEIGHTS"  # chooses another folder for weights
 
 
 def convert(path: Path, folder: Path) -> None:
