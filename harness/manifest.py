@@ -140,16 +140,16 @@ def load(name: str) -> Manifest:
 
 
 @cache
-def _by_sha256() -> dict[str, list[str]]:
+def _by_sha256(paths: tuple[Path, ...]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for name in known():
-        for form in load(name).forms:
+    for path in paths:
+        for form in load(path.stem).forms:
             for file in form.files:
                 if file.sha256:
-                    found.setdefault(file.sha256, []).append(name)
+                    found.setdefault(file.sha256, []).append(path.stem)
     return found
 
 
 def sets_with(sha256: str) -> list[str]:
     """The sets of which a file has this SHA-256."""
-    return _by_sha256().get(sha256, [])
+    return _by_sha256(tuple(known().values())).get(sha256, [])

@@ -51,18 +51,16 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *files: dict[str, Any]
     }
     (tmp_path / "things.yaml").write_text(yaml.safe_dump(content | more))
     monkeypatch.setattr(manifest, "known", lambda: {"things": tmp_path / "things.yaml"})
-    manifest._by_sha256.cache_clear()
 
 
 @pytest.fixture
-def things(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def things(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A known set of one file with an address."""
     made(tmp_path, monkeypatch, {
         "path": "list.csv", "url": f"{server.url}/list.csv", "size": len(DATA),
         "sha256": hashlib.sha256(DATA).hexdigest(),
     })
-    yield "things"
-    manifest._by_sha256.cache_clear()
+    return "things"
 
 
 def failure(name: str) -> str:
