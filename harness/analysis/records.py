@@ -67,7 +67,8 @@ def records(
     holds what GenEval's summary prints beside it: `mean_of_images` and, over prompts, `mean_of_best` (for values of
     0 and 1 the share of prompts with at least one correct image).
     """
-    images = images.drop_duplicates("sample_id").reset_index(drop=True)  # frames of one clip are one sample
+    # Frames of one clip are one sample; two cells may share samples: a selection within another, a method named twice.
+    images = images.drop_duplicates([*CELL, "sample_id"]).reset_index(drop=True)
     whole = {(*(d[key] for key in CELL), d["metric"]): d for d in distribution}
     valued = {
         label: mine.set_index("sample_id").reindex(images["sample_id"]).set_axis(images.index)
@@ -104,7 +105,7 @@ def scored_rows(images: pd.DataFrame, scores: pd.DataFrame, metrics: Mapping[str
     """Every finite score beside its sample: model, method, prompts, prompt_id, category, seed, nfe, flops, seconds,
     metric, value."""
     keep = [*CELL, "prompt_id", "category", "seed", "nfe", "flops", "seconds"]
-    samples = images.drop_duplicates("sample_id")[["sample_id", *keep]]
+    samples = images.drop_duplicates([*CELL, "sample_id"])[["sample_id", *keep]]
     parts = [
         samples.merge(part.loc[part["why"].isna()], on="sample_id").assign(metric=label)
         for label, part in _by_label(scores, metrics).items()

@@ -16,7 +16,7 @@ from rich.console import Console
 from harness.analysis import layout, render, tables
 from harness.analysis.records import CELL, MetricInfo, differences, records, scored_rows
 from harness.analysis.tables import TableSpec
-from tests.analysis.world import METRICS, world
+from tests.analysis.world import METRICS, World, world
 
 KEYS = {
     "model", "method", "prompts", "group", "metric", "metric_digest", "value", "low", "high", "n", "nfe", "flops",
@@ -92,6 +92,25 @@ def test_frames_of_a_clip_are_one_sample_and_random_weights_are_marked():
     assert not any(r["trained"] for r in found)
     table = layout.lay_out(found, TableSpec(), METRICS)
     assert any("random weights" in note for note in table.notes)
+
+
+def test_cells_that_share_samples_have_each_their_own_values():
+    one = world()
+    again = one.rows[one.rows["method"] == "cfg-3"].assign(method="three")
+    inner = again[again["prompt_id"].isin(["p0", "p1"])].assign(method="cfg-3", prompts="first-2")
+    alone = World(inner, one.scores, [])
+    both = World(pd.concat([one.rows, inner, again], ignore_index=True), one.scores, one.distribution)
+
+    def values(of: World, **place: str) -> list[tuple]:
+        return [
+            (r["metric"], r["group"], r["value"], r["low"], r["high"], r["n"]) for r in of.records
+            if r["kind"] == "sample" and all(r[key] == value for key, value in place.items())
+        ]
+
+    assert values(both, prompts="shapes", method="three") == values(one, method="cfg-3") != []
+    assert values(both, prompts="first-2") == values(alone) != []
+    assert values(both, prompts="shapes", method="cfg-3") == values(one, method="cfg-3")
+    assert len(both.scored) == len(one.scored) + 2 * (len(inner) + len(again))  # two metrics of samples
 
 
 def test_the_mean_of_the_lowest_says_how_many_they_are():
