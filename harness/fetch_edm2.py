@@ -14,6 +14,7 @@ from pathlib import Path
 import pydantic
 import yaml
 
+from harness import artifacts
 from harness.artifacts import megabytes
 from harness.download import SUMS, Downloader, Unreachable, alone, sums, write_sums
 from harness.errors import HarnessError
@@ -112,6 +113,8 @@ def network(name: str, downloader: Downloader) -> tuple[Path, str]:
     if given and not given.is_file():
         raise HarnessError(f"{given}: no such file")
     folder = home() / name
+    if name in artifacts.catalogue() or (folder / "model_index.json").exists():
+        raise HarnessError(f"{given}: {name!r} is the name of another model: give the file another name")
     pickle = given or folder / f"{name}{PICKLE}"
     with alone(home(), name, downloader):
         found = here(str(given or name))

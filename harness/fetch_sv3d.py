@@ -100,7 +100,13 @@ def _published(downloader: Downloader) -> Path:
 
     if artifacts.missing([SV3D_U]):
         fetch.artifact(SV3D_U, downloader)
-    return artifacts.file_of(SV3D_U)
+    file, stated = artifacts.file_of(SV3D_U), artifacts.catalogue()[SV3D_U].files[0]
+    if sha256_of(file) != stated.sha256:  # one that came from elsewhere
+        raise HarnessError(
+            f"{file} is not the published {stated.path} (SHA-256 {sha256_of(file)}, expected {stated.sha256}): remove "
+            f"it and fetch it again, or convert it under a name of its own with `harness fetch FILE{SUFFIX}`"
+        )
+    return file
 
 
 def _must_be_its_own(folder: Path, file: Path) -> None:

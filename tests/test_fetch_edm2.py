@@ -204,6 +204,13 @@ def test_a_pickle_of_one_s_own(home: Path, tmp_path: Path, capsys: pytest.Captur
     assert weights.content_digest(folder) != first
     for path in (tmp_path / "none.pkl", tmp_path / "a b.pkl"):
         assert harness(capsys, "fetch", str(path))[0] == 1
+    (home / "pipeline").mkdir()
+    (home / "pipeline" / "model_index.json").write_text("{}")
+    for name in ("pipeline", "clip-b-32"):
+        other = edm2_pickles.write(tmp_path / f"{name}.pkl", "labels")
+        code, _, err = harness(capsys, "fetch", str(other))
+        assert (code, f"{name!r} is the name of another model" in " ".join(err.split())) == (1, True), err
+        assert not (home / name / "config.json").exists()
 
 
 def test_a_converted_pickle_generates(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,14 +33,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "weights"
 
 
+def publish(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue has this file's hash."""
+    entry = artifacts.catalogue()["sv3d-u"]
+    own = entry.files[0].model_copy(update={"sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+    monkeypatch.setitem(artifacts.catalogue(), "sv3d-u", entry.model_copy(update={"files": (own,)}))
+
+
 def test_the_published_file_is_fetched_verified_converted_and_found(
     file: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = file.read_bytes()
-    entry = artifacts.catalogue()["sv3d-u"]
-    assert len(entry.files[0].sha256 or "") == 64
-    own = entry.files[0].model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
-    monkeypatch.setitem(artifacts.catalogue(), "sv3d-u", entry.model_copy(update={"files": (own,)}))
+    assert len(artifacts.catalogue()["sv3d-u"].files[0].sha256 or "") == 64
+    publish(file, monkeypatch)
     with pytest.raises(Lacking, match="`harness fetch sv3d-u` gets them"):
         weights.resolve("sv3d-u", fetch=False)
     with serving_as_the_hub(monkeypatch) as server:
@@ -82,6 +87,10 @@ def test_the_hub_s_own_cache_is_looked_into(
     (cache / "snapshots" / "c0ffee" / FILE).symlink_to(file)
     monkeypatch.setattr(sv3d_file, "convert", lambda path, folder: write_atomic(folder / "model_index.json", b"{}"))
     with serving_as_the_hub(monkeypatch) as server:
+        code, _, err = harness(capsys, "fetch", "sv3d-u")
+        assert (code, "is not the published sv3d_u.safetensors" in " ".join(err.split())) == (1, True), err
+        assert not (home / "sv3d-u" / "model_index.json").exists()
+        publish(file, monkeypatch)
         code, out, err = harness(capsys, "fetch", "sv3d-u")
         assert (code, server.noted) == (0, []), err
     assert out.startswith(f"sv3d-u: fetched into {home / 'sv3d-u'} and converted; {file.resolve()} is not needed")
