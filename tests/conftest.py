@@ -11,9 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+from tests.light import patiently
 
 # Read when ray is first imported, by whichever test: workers start with this interpreter, not through uv.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+os.environ.setdefault("RAY_worker_niceness", "0")  # as the engine does
+
+# The same examples everywhere and no deadline, so that what fails on a slow machine fails on every other one too;
+# `pytest --hypothesis-profile default` draws new examples.
+settings.register_profile("harness", deadline=None, derandomize=True)
+settings.load_profile("harness")
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +31,11 @@ def cluster() -> Iterator[None]:
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
+    patiently(lambda: ray.init(
         address="local", num_cpus=4, num_gpus=2, include_dashboard=False, object_store_memory=100 * 2**20,
         log_to_driver=False, logging_level="ERROR",
         runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent.parent)}},
-    )
+    ), after=ray.shutdown)
     yield
     ray.shutdown()
 

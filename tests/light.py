@@ -9,12 +9,14 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import HarnessError
 from harness.files import StoreError
 from harness.job import Job, Slot
 from harness.units import GenerateUnit, Part, Report
+
+T = TypeVar("T")
 
 
 class LightActor:
@@ -40,7 +42,7 @@ class LightActor:
             os.kill(os.getpid(), signal.SIGKILL)
         if command == "sleep" and not mark.exists():
             mark.write_text(str(os.getpid()))
-            time.sleep(60)
+            time.sleep(600)
         if command == "full":
             raise StoreError("cannot write /run/x.parquet: the disk is full")
         if command == "bug":
@@ -49,6 +51,17 @@ class LightActor:
         with open(Path(self.job.root) / "done", "a") as file:
             file.write(f"{os.getpid()} {unit.part.model} {unit.part.name}\n")
         return Report(unit.part, "generate", 1, 0.01, failed)
+
+
+def patiently(start: Callable[[], T], after: Callable[[], object] = lambda: None) -> T:
+    """What `start` gives, tried three times, `after` each failure: on a very busy machine Ray loses patience with its
+    own processes after half a minute."""
+    for _ in range(2):
+        try:
+            return start()
+        except Exception:
+            after()
+    return start()
 
 
 def light_unit(name: str, model: str = "model", **marked: Path) -> GenerateUnit:

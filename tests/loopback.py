@@ -106,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[:half])
             if page.wait is not None:
                 self.wfile.flush()
-                page.wait.wait(60)
+                page.wait.wait(600)
                 self.wfile.write(body[half:cut])
         except OSError:  # the client has gone
             pass

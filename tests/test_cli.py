@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,12 @@ def test_rows_are_kept_for_studies(done: list[str], folder: Path, capsys: pytest
 
 
 def test_a_metric_that_is_added_later_scores_what_is_there(
-    done: list[str], capsys: pytest.CaptureFixture[str]
+    done: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, err = harness(capsys, "score", *done, "--metric", "geneval-shapes", "--workers", "0")
+    shutil.copytree(done[2], tmp_path / "copy")
+    code, out, err = harness(
+        capsys, "score", done[0], "--results", str(tmp_path / "copy"), "--metric", "geneval-shapes", "--workers", "0"
+    )
     assert "geneval-shapes" in out
     assert code == 1  # these prompts carry no truth to judge by, which is said
     assert "truth" in err

@@ -44,10 +44,9 @@ def done(job: Job) -> list[list[str]]:
 
 def alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
 
 
 # ---- the scheduler, with light actors ----
@@ -91,15 +90,12 @@ def test_a_unit_beyond_its_deadline_is_tried_on_another_worker(light: None, job:
     mark = tmp_path / "mark"
     units = [light_unit("0", sleep=mark), *[light_unit(str(i)) for i in range(1, 6)]]
     started = time.monotonic()
-    with RayEngine(workers=2, deadline=2) as engine:
+    with RayEngine(workers=2, deadline=5) as engine:
         reports = engine.run(units, job)
-    assert time.monotonic() - started < 50
+    assert time.monotonic() - started < 300  # the unit sleeps for 600
     assert len(reports) == 6
     assert not any(report.failed for report in reports)
-    until = time.monotonic() + 20  # a killed process takes a moment to be gone
-    while alive(int(mark.read_text())) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not alive(int(mark.read_text()))
+    assert within(120, lambda: not alive(int(mark.read_text())))  # a killed process takes a moment to be gone
 
 
 def test_failed_units_are_reported_and_the_rest_goes_on(light: None, job: Job, tmp_path: Path) -> None:
@@ -252,10 +248,11 @@ def test_a_node_that_is_removed_costs_its_units_in_hand(tmp_path: Path) -> None:
         from ray.cluster_utils import Cluster
         from harness import engine
         from harness.job import Job, ModelJob, Slot
-        from tests.light import LightActor, light_unit, within
+        from tests.light import LightActor, light_unit, patiently
         engine._Actor = LightActor
-        cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
-        second = cluster.add_node(num_cpus=1)
+        head = {{"num_cpus": 1, "include_dashboard": False}}
+        cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+        second = patiently(lambda: cluster.add_node(num_cpus=1))
         root = Path({str(tmp_path)!r})
         job = Job(str(root), models={{"model": ModelJob("fake", "", slot=Slot("cpu"))}})
         units = [light_unit(str(i)) for i in range(12)]

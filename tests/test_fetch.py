@@ -361,13 +361,13 @@ def test_after_ctrl_c_the_same_command_completes_it(hub: Server, home: Path) -> 
     process = start(hub, home)
     assert within(90, lambda: part.is_file() and part.stat().st_size >= len(DATA) // 2 - download.CHUNK)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=300)
     hub.pages[path].wait.set()
     hub.pages[path].wait = None
     assert process.returncode == 130
     assert "Traceback" not in err
     again = start(hub, home)
-    out, err = again.communicate(timeout=60)
+    out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
     assert "fetched into" in out
     assert (home / "clip-b-32" / MODEL).read_bytes() == DATA
@@ -385,7 +385,7 @@ def test_two_processes_fetch_a_file_once(hub: Server, home: Path) -> None:
     assert "another process is fetching it" in second.stderr.readline()
     hub.pages[path].wait.set()
     for process in (first, second):
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     assert hub.sent(path) == [len(DATA)]
     assert hashlib.sha256((home / "clip-b-32" / MODEL).read_bytes()).digest() == hashlib.sha256(DATA).digest()

@@ -230,6 +230,7 @@ def test_a_member_of_an_archive_is_unpacked_and_nothing_else(
         (archived(DATA), {"size": len(DATA) - 1}, f"has {len(DATA):,} bytes, expected {len(DATA) - 1:,}"),
         (archived(b"\0" * (1 << 22)), {}, "expected at most"),
     ],
+    ids=["other member", "cut", "other hash", "other size", "too large"],  # the bytes hold the time of day
 )
 def test_a_bad_archive_leaves_nothing(
     data: bytes, known: dict[str, Any], expected: str, server: Server, home: Path, tmp_path: Path,

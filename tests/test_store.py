@@ -25,6 +25,7 @@ from harness.errors import HarnessError, PartError
 from harness.parquet import DETERMINISTIC, IMAGES, SCORES, read_part
 from harness.store import NO_IMAGE, Store, StoreError, check_label
 from harness.units import Part
+from tests.light import within
 
 PART = Part("sdxl", "cfg-7.5", "drawbench", "0-0-3")
 
@@ -111,7 +112,9 @@ def test_a_row_without_an_image_says_why(store: Store) -> None:
     assert store.sample_ids("images", with_failed=False) == {rows(1)[0]["sample_id"]}
 
 
-def test_pandas_duckdb_and_datasets_open_a_run(store: Store, tmp_path: Path) -> None:
+def test_pandas_duckdb_and_datasets_open_a_run(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written = pictures(4)
     store.write_images(PART, rows(4), written)
     store.write_images(Part("sdxl", "cfg-1", "drawbench", "0-0-3"), rows(2, 4, method="cfg-1"), [*pictures(1), None])
@@ -128,7 +131,7 @@ def test_pandas_duckdb_and_datasets_open_a_run(store: Store, tmp_path: Path) -> 
     """
     assert duckdb.sql(query).fetchall() == [("cfg-1", 2, None), ("cfg-7.5", 4, pytest.approx(0.3))]
 
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import datasets
 
     loaded = datasets.load_dataset(
@@ -229,6 +232,8 @@ def test_a_killed_writer_never_leaves_a_partial_file(start_writer: Callable[[Pat
     for attempt in range(12):
         store = Store(tmp_path / str(attempt))
         writer = start_writer(store.root)
+        if attempt == 0:  # however slow the disk, one part gets finished
+            assert within(120, lambda store=store: any(store.parts("images")))
         time.sleep(dice.uniform(0.05, 0.6))
         os.kill(writer, signal.SIGKILL)
         time.sleep(0.05)
@@ -246,6 +251,7 @@ def test_a_killed_writer_never_leaves_a_partial_file(start_writer: Callable[[Pat
 
 def test_two_writers_of_one_part_do_no_harm(start_writer: Callable[[Path], int], store: Store) -> None:
     writers = [start_writer(store.root) for _ in range(2)]
+    assert within(120, lambda: any(store.parts("images")))
     end = time.monotonic() + 2
     while time.monotonic() < end:
         for part in store.parts("images"):

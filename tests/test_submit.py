@@ -9,13 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.light import patiently, within
 from tests.tiny import tiny_stable_diffusion
 
 pytestmark = pytest.mark.xdist_group("ray-engine")  # see tests/conftest.py
@@ -46,22 +46,29 @@ def head(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, s
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
     environment |= {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(home), "PYTHONPATH": str(ROOT)}
     arguments = ["start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-    process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("ray")), *arguments, "--disable-usage-stats"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )
+    noted = Path(folder) / "ray" / "ray_current_cluster"
+
+    def start() -> None:
+        Path(folder).mkdir(exist_ok=True)
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("ray")), *arguments, "--disable-usage-stats"],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )
+        started.append(process)
+        assert within(120, lambda: noted.exists() or process.poll() is not None)
+        assert process.poll() is None
+
+    def stop() -> None:
+        _kill_all(folder)
+        started.pop().wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        noted = Path(folder) / "ray" / "ray_current_cluster"
-        for _ in range(1200):
-            assert process.poll() is None
-            if noted.exists():
-                break
-            time.sleep(0.1)
+        patiently(start, after=stop)
         yield environment | {"PORT": str(port)}
     finally:
-        _kill_all(folder)
-        process.wait(timeout=60)
-        shutil.rmtree(folder, ignore_errors=True)
+        stop()
 
 
 def test_the_submitted_script_joins_the_cluster(head: dict[str, str], tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_shard_becomes_one_part_with_all_its_columns(worker: Worker) -> None:
     assert (row["model"], row["method"], row["prompts"], row["seed"]) == ("model", "plain", "prompts", 0)
     assert (row["category"], row["error"], row["record"]) == ("fake", None, "{}")
     assert (row["batch"], row["retried"], row["device"], row["dtype"]) == (4, False, "cpu", "float32")
-    assert 0 < row["seconds"] < 10
+    assert row["seconds"] > 0
     assert set(json.loads(row["versions"])) >= {"torch", "diffusers", "transformers"}
 
 
@@ -343,7 +343,7 @@ def test_the_images_of_one_unit_are_decoded_while_another_computes(
 
     def reading(self: Store, of: Part, *args: Any, **named: Any) -> Any:
         if of.name == "1-0-3":
-            assert computing.wait(10)  # the first unit is at its metric
+            assert computing.wait(120)  # the first unit is at its metric
         found = read(self, of, *args, **named)
         if of.name == "1-0-3":
             decoded.set()
@@ -351,7 +351,7 @@ def test_the_images_of_one_unit_are_decoded_while_another_computes(
 
     def scoring(self: Brightness, images: np.ndarray, prompts: Any) -> Any:
         computing.set()
-        assert decoded.wait(10)
+        assert decoded.wait(120)
         return score(self, images, prompts)
 
     monkeypatch.setattr(Store, "read_images", reading)
