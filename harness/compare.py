@@ -3,6 +3,7 @@
 What must be equal for a comparison to mean something is checked here, all of it before anything is computed.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 from harness import registry, run
 from harness.analysis import comparison, published
 from harness.analysis.comparison import Comparison
-from harness.analysis.records import CELL, MetricInfo, Record
+from harness.analysis.records import CELL, SAMPLE, MetricInfo, Record
 from harness.distribution import paired_distances
 from harness.errors import HarnessError
 from harness.identity import digest, unequal
@@ -21,20 +22,23 @@ from harness.metrics.base import DistributionMetric
 from harness.metrics.load import higher_is_better
 from harness.plan import Cell
 from harness.resolve import Resolved
+from harness.scoring import references
 from harness.store import Store
+from harness.units import PICTURE
 
 PUBLISHED = "published:"
+PAIR = ["prompt_id", "seed"]
 SHOWN = 4  # ids, parameters, ... that a reason lists before it says "and n more"
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A run folder, opened: its table, and the text and size of every image."""
+    """A run folder, opened: its table, and the text, picture and size of every image."""
 
     store: Store
     resolved: Resolved
     outcome: run.Outcome
-    images: pd.DataFrame  # outcome.rows with prompt, width, height
+    images: pd.DataFrame  # outcome.rows with prompt, width, height, picture (a SHA-256: what it is made from)
 
     def cell(self, place: tuple[str, str, str]) -> Cell:
         """The plan of (model, method, prompts)."""
@@ -46,6 +50,11 @@ class _Run:
         for name, label in zip(CELL, place, strict=True):
             chosen = chosen[chosen[name] == label]
         return chosen
+
+    def references(self, place: tuple[str, str, str], label: str) -> pd.Series:
+        """By (prompt, seed) of (model, method, prompts) the hash of the pictures that a metric has compared with."""
+        known = references(self.store, label, self.outcome.metrics[label].digest, dict(zip(CELL, place, strict=True)))
+        return self.rows(place).set_index(PAIR)["sample_id"].map(known)
 
 
 @dataclass(frozen=True)
@@ -161,11 +170,17 @@ def _open(name: str, results: Path) -> _Side:
                     + "; its rows cannot be told from others. Put back what has changed, or run it anew"
                 )
     outcome = run.tabulate(store, resolved, resolved.cells(), [])
-    extra = store.read("images", columns=["sample_id", "frame", "prompt", "width", "height"])
-    extra = extra.loc[extra["frame"] == 0, ["sample_id", "prompt", "width", "height"]]
-    images = outcome.rows.merge(extra.drop_duplicates("sample_id"), on="sample_id", how="left")
+    extra = store.read("images", columns=["sample_id", "frame", "prompt", "width", "height", "record"])
+    extra = extra[extra["frame"] == 0]
+    extra = extra.assign(picture=extra["record"].map(_picture))
+    images = outcome.rows.merge(extra[[*SAMPLE, "prompt", "width", "height", "picture"]], on=SAMPLE, how="left")
     labels = {kind: _unique(images[kind]) for kind in CELL}
     return _Side(name, _Run(store, resolved, outcome, images), labels)
+
+
+def _picture(record: Any) -> Any:
+    """The SHA-256 of the picture that a sample was made from; None of one that was made from none, or failed."""
+    return json.loads(record).get(PICTURE) if isinstance(record, str) and PICTURE in record else None
 
 
 def _unique(values: Iterable[Any]) -> list[str]:
@@ -267,7 +282,7 @@ def _incomparable(first: _Side, other: _Side, pairs: Sequence[_Pair]) -> tuple[l
 
 
 def _unlike_rows(ours: str, theirs: str, pair: _Pair, a: _Run, b: _Run) -> Iterator[str]:
-    """What the images of two cells do not have in common: prompts, their texts, seeds, resolution."""
+    """What the images of two cells do not have in common: prompts, their texts and pictures, seeds, resolution."""
     one, two = a.rows(pair.first), b.rows(pair.other)
     label = pair.first[2] if pair.first[2] == pair.other[2] else f"{pair.first[2]} and {pair.other[2]}"
     sets = a.resolved.prompts[pair.first[2]].id, b.resolved.prompts[pair.other[2]].id
@@ -282,12 +297,35 @@ def _unlike_rows(ours: str, theirs: str, pair: _Pair, a: _Run, b: _Run) -> Itera
     if other:
         example = f"{other[0]} reads {texts[0][other[0]]!r} in {ours}, {texts[1][other[0]]!r} in {theirs}"
         yield f"prompts {label}: {len(other)} of the same id have another text: {example}"
+    other = _unequal(*(rows.set_index(PAIR)["picture"] for rows in (one, two)))
+    if other:
+        yield f"prompts {label}: {len(other)} of the same id are made from another picture: {_listed(other)}"
+    for metric in _by_pictures(a, b):
+        other = _unequal(a.references(pair.first, metric), b.references(pair.other, metric))
+        if other:
+            said = f"{metric} compares {len(other)} of the same id with other pictures"
+            yield f"prompts {label}: {said}: {_listed(other)}"
     seeds = [sorted(set(rows["seed"])) for rows in (one, two)]
     if seeds[0] != seeds[1]:
         yield f"seeds: {_listed(seeds[0])} in {ours}, {_listed(seeds[1])} in {theirs}"
     sizes = [_sizes(rows) for rows in (one, two)]
     if all(sizes) and sizes[0] != sizes[1]:
         yield f"resolution: {_listed(sizes[0])} in {ours}, {_listed(sizes[1])} in {theirs}"
+
+
+def _by_pictures(a: _Run, b: _Run) -> list[str]:
+    """The metrics of both runs that compare with the prompts' own pictures, where they are the same metric."""
+    theirs = b.outcome.metrics
+    return [
+        label for label, info in a.outcome.metrics.items()
+        if info.kind == "paired" and not info.against and label in theirs and theirs[label].digest == info.digest
+    ]
+
+
+def _unequal(one: pd.Series, two: pd.Series) -> list[str]:
+    """The ids of the prompts for which two things known by (prompt, seed) differ; what is not known is not counted."""
+    both = pd.concat([one, two], axis=1, keys=["one", "two"], join="inner").dropna()
+    return _unique(both.index[both["one"] != both["two"]].get_level_values(0))
 
 
 def _cell(same: bool, pair: _Pair) -> str:
@@ -322,15 +360,19 @@ def _listed(items: Sequence[Any]) -> str:
 
 
 def _paired(a: _Run, b: _Run, pair: _Pair, head: Record, notes: list[str]) -> list[Record]:
-    """The records of two cells of runs, from their common (prompt, seed) pairs of the same text."""
-    keys = ["prompt_id", "seed"]
-    both = a.rows(pair.first).merge(b.rows(pair.other), on=keys, suffixes=("_against", ""))
-    both = both.loc[both["prompt"] == both["prompt_against"], keys]
+    """The records of two cells of runs, from their common (prompt, seed) pairs of the same text and picture."""
+    one, two = a.rows(pair.first), b.rows(pair.other)
+    both = one.merge(two, on=PAIR, suffixes=("_against", ""))
+    other = _unequal(*(rows.set_index(PAIR)["picture"] for rows in (one, two)))
+    both = both.loc[(both["prompt"] == both["prompt_against"]) & ~both["prompt_id"].isin(other), PAIR]
     metrics = {label: info for label, info in b.outcome.metrics.items() if label in a.outcome.metrics}
     for label in sorted({*a.outcome.metrics} ^ {*b.outcome.metrics}):
         notes.append(f"{label}: in one of the two only")
     ours, theirs = _scores(a, pair.first, metrics), _scores(b, pair.other, metrics)
-    pairs = theirs.merge(ours, on=[*keys, "metric"], suffixes=("", "_against")).merge(both, on=keys)
+    pairs = theirs.merge(ours, on=[*PAIR, "metric"], suffixes=("", "_against")).merge(both, on=PAIR)
+    for label in _by_pictures(a, b):
+        other = _unequal(a.references(pair.first, label), b.references(pair.other, label))
+        pairs = pairs[~((pairs["metric"] == label) & pairs["prompt_id"].isin(other))]
     records = comparison.paired_records(head, pairs, metrics)
     for label, info in metrics.items():
         if info.kind == "distribution":

@@ -16,9 +16,11 @@ from harness.errors import HarnessError
 from harness.files import write_atomic
 from harness.identity import digest
 from harness.metrics.load import higher_is_better
-from harness.prompts import PromptSet
+from harness.orbit_pictures import orbit_of
+from harness.prompts import Prompt, PromptSet
 from harness.resolve import Resolved
 from harness.store import Store
+from harness.weights import sha256_of
 
 OWN = Path("results/leaderboard")
 
@@ -193,8 +195,14 @@ def _refuse(run_name: str, resolved: Resolved, outcome: run.Outcome) -> None:
 
 
 def selection(prompts: PromptSet) -> str:
-    """The digest of which prompts these are: their ids and texts, in any order."""
-    return digest(sorted([prompt.id, prompt.text] for prompt in prompts.prompts))
+    """The digest of which prompts these are: their ids and texts, and the SHA-256 of their pictures, in any order."""
+    return digest(sorted([prompt.id, prompt.text, *_pictures(prompt)] for prompt in prompts.prompts))
+
+
+def _pictures(prompt: Prompt) -> list[str]:
+    """The SHA-256 of a prompt's own picture and of its orbit's, "" for one that is not there."""
+    own = [] if prompt.image is None else [prompt.image]
+    return [sha256_of(Path(path)) if Path(path).is_file() else "" for path in (*own, *orbit_of(prompt))]
 
 
 def rows_of(store: Store, resolved: Resolved, outcome: run.Outcome) -> list[Row]:

@@ -329,9 +329,18 @@ def _orbits(path: Path) -> list[Row]:
 
 
 def _must_go_round(path: Path, names: Sequence[str]) -> None:
-    """Frames with one number each must have those of a whole orbit: a gap would shift all azimuths behind it."""
+    """Frames with one number each must have those of a whole orbit: a gap, or a file that is none of them, would shift
+    all azimuths behind it."""
     parts = [re.findall(r"\d+", name) for name in names]
-    if any(len(each) != 1 for each in parts):
+    one, other = ([name for name, each in zip(names, parts, strict=True) if (len(each) == 1) == alone]
+                  for alone in (True, False))
+    if one and other:
+        odd, usual = (other, one) if len(other) <= len(one) else (one, other)
+        raise HarnessError(
+            f"{path}: {odd[0]} is not numbered as {usual[0]} is: the pictures of an orbit's folder must be its frames, "
+            f"each with one number. Move what is none (depths, masks) elsewhere"
+        )
+    if other:
         return
     numbers = [int(number) for number, in parts]
     if numbers not in (list(range(len(names))), list(range(1, len(names) + 1))):

@@ -26,6 +26,7 @@ from harness.noise.zero_order_search import ZeroOrderSearch
 from harness.orbit_pictures import to_compare
 from harness.plan import Cell
 from harness.prompts import PromptSet
+from harness.weights import sha256_of
 
 # What a paired metric without `against` compares with; in its digest, so it changes with what is done to the picture.
 THE_PROMPTS_OWN = "the image that the prompt names, on white, Lanczos to the sample's size where the shapes agree"
@@ -167,6 +168,8 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
     problems += _two_texts(prompts)
+    if any(model.cls.reads_pictures for model in models.values()):
+        problems += _two_pictures(prompts)
     problems += [
         f"prompts.{label}: with models.{name}: {text}"
         for name, model in models.items() for label, chosen in prompts.items()
@@ -222,6 +225,26 @@ def _two_texts(prompts: dict[str, PromptSet]) -> list[str]:
                 found.append(
                     f"prompts.{label}: prompt {prompt.id!r} of set {chosen.id!r} reads {prompt.text[:80]!r}, in "
                     f"prompts.{other} {text[:80]!r}: give one of the two a set of its own, {{set: NAME, path: FILE}}"
+                )
+                break
+    return found
+
+
+def _two_pictures(prompts: dict[str, PromptSet]) -> list[str]:
+    """Likewise two pictures, for models that are given them. Those that clips are only compared with may differ."""
+    found = []
+    first: dict[tuple[str, str], tuple[str, Path]] = {}
+    for label, chosen in prompts.items():
+        for prompt in chosen.prompts:
+            if prompt.image is None:
+                continue
+            mine = Path(prompt.image)
+            other, picture = first.setdefault((chosen.id, prompt.id), (label, mine))
+            if mine != picture and mine.is_file() and picture.is_file() and sha256_of(mine) != sha256_of(picture):
+                found.append(
+                    f"prompts.{label}: the picture of prompt {prompt.id!r} of set {chosen.id!r}, {mine}, is not that "
+                    f"of prompts.{other}, {picture}: their clips would pass for the same samples. Put one of the two "
+                    f"into a benchmark of another name"
                 )
                 break
     return found
@@ -337,9 +360,15 @@ def _compared(
             )
         for model, resolved in models.items():
             frames = resolved.cls.frames_of(resolved.folder)
+            files: list[str] = []
             for prompt in chosen.prompts if frames > 1 else ():  # before hours are spent on clips without a score
                 with _at(f"models.{model} on prompts.{label}"):
-                    to_compare(prompt, frames)
+                    files += to_compare(prompt, frames)
+            gone = [file for file in dict.fromkeys(files) if not Path(file).is_file()]
+            if gone:
+                raise HarnessError(
+                    f"prompts.{label}: {len(gone)} of the pictures to compare with are not there; the first: {gone[0]}"
+                )
     if found.missing is not None or (against and against not in methods):
         return found
     what = digest(methods[against].identity) if against else THE_PROMPTS_OWN

@@ -21,6 +21,7 @@ from harness import benchmark as benchmarks
 from harness import own_method, registry
 from harness import prompts as prompt_sets
 from harness.analysis import published, sweep, tables
+from harness.analysis.records import CELL
 from harness.benchmark import Benchmark, TableSpec, named
 from harness.display import Display
 from harness.distribution import distribution_values
@@ -40,7 +41,7 @@ ROWS = [
     "sample_id", "frame", "model", "method", "prompts", "prompt_id", "category", "seed",
     "nfe", "flops", "seconds", "error",
 ]
-SCORES = ["sample_id", "metric", "metric_digest", "value", "error"]
+SCORES = ["sample_id", "metric", "metric_digest", "value", "error"]  # beside their places
 
 
 @dataclass
@@ -466,7 +467,7 @@ def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list
         )),
     )
     infos = {label: _info(metric) for label, metric in metrics.items()}
-    kept = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame(columns=SCORES)
+    kept = pd.concat(scores, ignore_index=True) if scores else pd.DataFrame(columns=[*CELL, *SCORES])
     trained = {label: model.trained for label, model in resolved.models.items()}
     records = tables.records(rows, kept, distribution, infos, trained)
     judges = {label: method.judge for label, method in resolved.methods.items() if method.judge}
@@ -500,7 +501,7 @@ def _info(metric: ResolvedMetric) -> tables.MetricInfo:
 def _current(store: Store, label: str, digest: str, planned: Collection[str]) -> pd.DataFrame:
     """The planned samples' scores by a metric as it is now."""
     rows = store.read("scores", label, columns=SCORES)
-    return rows[_among(rows, planned) & (rows["metric_digest"] == digest)][SCORES]
+    return rows[_among(rows, planned) & (rows["metric_digest"] == digest)]
 
 
 def _among(rows: pd.DataFrame, planned: Collection[str]) -> np.ndarray:

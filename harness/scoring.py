@@ -48,7 +48,9 @@ def score_units(
             # What the others are compared with is not compared with itself.
             if metric.metric.kind != "distribution" and getattr(metric.metric, "against", None) != cell.method
         }
-        compared = {label: _compared(store, label, place) for label in paired if label in scored}
+        compared = {
+            label: references(store, label, wanted[label].digest, place) for label in paired if label in scored
+        }
         extracted = {name: store.sample_ids("features", name, **place) for name in by_shelf}
         by_id = {prompt.id: prompt for prompt in cell.prompt_set.prompts}
         for part in store.parts("images", **place):
@@ -98,8 +100,9 @@ def _by_files(rows: pd.DataFrame, prompts: dict[str, Prompt]) -> dict[str, Count
     return found
 
 
-def _compared(store: Store, label: str, place: dict[str, Any]) -> dict[str, str | None]:
-    """The image that each score of a paired metric belongs to, as its detail says."""
+def references(store: Store, label: str, metric_digest: str, place: dict[str, Any]) -> dict[str, str | None]:
+    """By sample the image that its score by a paired metric belongs to, as the score's detail says."""
     rows = store.read("scores", label, columns=["sample_id", "metric_digest", "detail"], **place)
+    rows = rows[rows["metric_digest"] == metric_digest]
     details = (json.loads(detail) for detail in rows["detail"])
     return {sample: detail.get("reference") for sample, detail in zip(rows["sample_id"], details, strict=True)}

@@ -133,6 +133,8 @@ class Worker:
                 )
                 for row in padded
             ]
+            # Before the model opens them: one that is replaced meanwhile then never passes for the one that was read.
+            pictures = [_picture_read(model, row.prompt) for row in rows]
             result = method.run(model, [row.prompt for row in padded], keys)
         except Exception as error:
             reason = _survivable(error)
@@ -150,7 +152,7 @@ class Worker:
                 "nfe_by_network": result.nfe_by_network[i],
                 "grad_evals": int(result.grad_evals[i]),
                 "flops": float(result.flops[i]),
-                "record": (result.records[i] if result.records else {}) | _picture_read(model, row.prompt),
+                "record": (result.records[i] if result.records else {}) | pictures[i],
                 "seconds": seconds,
                 "batch": len(padded),
             }
@@ -384,8 +386,13 @@ def _features(metric: DistributionMetric, images: np.ndarray) -> list[np.ndarray
 
 
 def _picture_read(model: Diffusion, prompt: Prompt) -> dict[str, str]:
-    """What a sample's record says of the picture that it was made from: a changed one makes another sample."""
-    return {PICTURE: sha256_of(Path(prompt.image))} if model.reads_pictures and prompt.image is not None else {}
+    """What a sample's record says of the picture that it is made from: a changed one makes another sample."""
+    if not model.reads_pictures or prompt.image is None:
+        return {}
+    try:
+        return {PICTURE: sha256_of(Path(prompt.image))}
+    except OSError as error:
+        raise HarnessError(f"prompt {prompt.id!r}: its picture {prompt.image} cannot be read: {error}") from error
 
 
 def _picture(wanted: tuple[str, tuple[int, int] | None]) -> np.ndarray | str:

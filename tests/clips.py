@@ -47,7 +47,7 @@ class Turntable(Diffusion):
             raise ValueError("this object is cursed")
         assert prompt.image is not None
         assert Path(prompt.image).is_absolute()
-        numbers = {int(re.findall(r"\d+", p.stem)[0]): p for p in Path(prompt.image).parent.iterdir()}
+        numbers = {int(re.findall(r"\d+", p.stem)[0]): p for p in Path(prompt.image).resolve().parent.iterdir()}
         around = [numbers[round((i + 1) / FRAMES * len(numbers)) % len(numbers)] for i in range(FRAMES)]
         pictures = [np.asarray(Image.open(p).convert("RGB").resize(self.latent_shape[:1:-1])) for p in around]
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1

@@ -12,11 +12,13 @@ import yaml
 from PIL import Image
 
 import datasets
-from harness import prompts, run
+from harness import leaderboard, prompts, run
 from harness.analysis.figures import grid
 from harness.benchmark import PromptSpec
+from harness.compare import compare
 from harness.display import Display
 from harness.errors import HarnessError
+from harness.identity import digest
 from harness.images import decode
 from harness.metrics.load import load_metric
 from harness.metrics.ssim import ssim
@@ -24,7 +26,7 @@ from harness.orbit_pictures import to_compare
 from harness.prompts import Prompt
 from harness.shapes.orbit import write_orbits
 from harness.store import Store
-from tests.clips import FRAMES, turntable_weights
+from tests.clips import FRAMES, Turntable, turntable_weights
 from tests.command import harness
 
 AROUND = 12  # pictures of an orbit: every third is compared
@@ -215,6 +217,107 @@ def test_a_changed_conditioning_picture_is_refused_until_the_old_clips_go(folder
     assert changed == {"box_000"}
 
 
+def short(folder: Path, **change: Any) -> None:
+    """One method, one seed, nothing made yet."""
+    shutil.rmtree(folder / "results")
+    write(folder, **{"seeds": [0], "methods": {"plain": {}}, "metrics": [], "tables": [{}]} | change)
+
+
+def test_the_sense_of_rotation_shows_in_two_labels_of_one_set(folder: Path) -> None:
+    """As docs/prompt-sets.md has it: the pictures numbered the other way round in a copy, under another label."""
+    for original in (folder / "orbits").glob("*/*/render/images/*.png"):
+        number = int(original.stem[2:])
+        copy = folder / "back" / original.relative_to(folder / "orbits").with_name(f"r_{-number % AROUND}.png")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.symlink_to(original)  # by which this model knows the orbit that its picture begins
+    labels = {label: {"set": "omniobject3d", "path": path} for label, path in (("there", "orbits"), ("back", "back"))}
+    short(folder, prompts=labels, metrics=["ssim"])
+    outcome = go(folder)
+    assert outcome.failures == []
+    kept = scores(folder).query("prompts_x == prompts_y").groupby("prompts_x")["value"].mean()
+    found = {record["prompts"]: record["value"] for record in outcome.records}
+    assert found == pytest.approx(dict(kept))
+    assert found["there"] > found["back"] + 0.05
+    assert outcome.scored.groupby("prompts")["value"].mean().to_dict() == pytest.approx(found)
+
+
+def test_two_labels_of_one_set_have_the_same_pictures_where_a_model_reads_them(folder: Path) -> None:
+    shutil.copytree(folder / "orbits", folder / "other")
+    images = folder / "other" / "octahedron" / "octahedron_002" / "render" / "images"
+    shutil.copy(images / "r_3.png", images / "r_0.png")
+    labels = {path: {"set": "omniobject3d", "path": path} for path in ("orbits", "other")}
+    short(folder, prompts=labels)
+    with pytest.raises(HarnessError, match=r"prompts\.other: the picture of prompt 'octahedron_002' of set "
+                                           r"'omniobject3d', .*other/.*r_0\.png, is not that of prompts\.orbits, "):
+        go(folder)
+
+
+def test_runs_on_other_pictures_are_not_compared(folder: Path) -> None:
+    shutil.copytree(folder / "orbits", folder / "other")
+    for name, number in (("box/box_000", 0), ("octahedron/octahedron_002", 6)):
+        images = folder / "other" / name / "render" / "images"
+        shutil.copy(images / "r_3.png", images / f"r_{number}.png")
+    write(folder, name="two", prompts={"orbits": {"set": "omniobject3d", "path": "other"}})
+    assert go(folder).failures == []
+    with pytest.raises(HarnessError) as refused:
+        compare(["clips", "two"], results=folder / "results")
+    reasons = {line.strip() for line in str(refused.value).splitlines() if line.startswith("  ")}
+    assert reasons == {
+        "prompts orbits: 1 of the same id are made from another picture: box_000",
+        "prompts orbits: ssim compares 2 of the same id with other pictures: box_000, octahedron_002",
+    }
+    found = compare(["clips", "two"], results=folder / "results", anyway=True)
+    assert {(r["metric"], r["n"]) for r in found.records} == {("ssim", 2), ("difference", 4)}
+    assert compare(["clips/plain", "clips/sharper"], results=folder / "results").notes == []
+
+
+def test_the_leaderboard_tells_prompts_with_other_pictures_apart(folder: Path) -> None:
+    def selection() -> str:
+        return leaderboard.selection(prompts.load(PromptSpec(set="omniobject3d", path="orbits"), folder))
+
+    before = selection()
+    assert selection() == before
+    images = folder / "orbits" / "box" / "box_000" / "render" / "images"
+    shutil.copy(images / "r_3.png", images / "r_5.png")
+    assert selection() != before
+    texts = prompts.PromptSet("p", (Prompt("b", "two"), Prompt("a", "one", truth={"include": []})))
+    assert leaderboard.selection(texts) == digest([["a", "one"], ["b", "two"]])
+
+
+@pytest.fixture
+def during(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is done, once, while the first clips are made."""
+    todo: list[Any] = []
+    predict = Turntable.predict
+
+    def patched(self: Turntable, *given: Any, **named: Any) -> Any:
+        while todo:
+            todo.pop()()
+        return predict(self, *given, **named)
+
+    monkeypatch.setattr(Turntable, "predict", patched)
+    return todo
+
+
+def test_a_picture_replaced_while_its_clip_is_made_is_noticed(folder: Path, during: list[Any]) -> None:
+    short(folder)
+    images = folder / "orbits" / "box" / "box_000" / "render" / "images"
+    during.append(lambda: shutil.copy(images / "r_3.png", images / "r_0.png"))
+    assert go(folder).failures == []
+    with pytest.raises(HarnessError, match=r"the picture of prompt 'box_000', .*, is not the one"):
+        go(folder)
+
+
+def test_a_picture_that_is_gone_costs_its_own_clip(folder: Path, during: list[Any]) -> None:
+    short(folder)
+    for name in ("box/box_000", "tetrahedron/tetrahedron_001"):  # of the first batch, which is at work, and the second
+        during.append((folder / "orbits" / name / "render" / "images" / "r_0.png").unlink)
+    failure, = go(folder).failures
+    assert "prompt 'tetrahedron_001': its picture " in failure
+    rows = Store(folder / "results" / "clips").read("images", columns=["sample_id", "frame", "error"])
+    assert sorted(rows.groupby("sample_id").size()) == [1, FRAMES, FRAMES]
+
+
 def test_a_judge_of_stills_is_refused_for_clips(folder: Path) -> None:
     write(folder, methods={"best": {"noise": {"best_of_n": {"candidates": 2}}, "judge": "geneval-shapes"}}, metrics=[],
           tables=[{}])
@@ -292,6 +395,11 @@ def test_orbits_that_do_not_fit_are_refused_before_anything_is_made(folder: Path
     (folder / "own.jsonl").write_text("\n".join(map(json.dumps, listed)))
     write(folder, prompts={"own": "own.jsonl"})
     with pytest.raises(HarnessError, match=r"names one picture and no orbit to compare 4 frames with"):
+        go(folder)
+    listed[0]["truth"] = {"frames": [listed[0]["image"], "gone-1.png", "gone-2.png", listed[0]["image"]]}
+    (folder / "own.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    with pytest.raises(HarnessError, match=r"ssim: prompts\.own: 2 of the pictures to compare with are not there; the "
+                                           r"first: .*/gone-1\.png"):
         go(folder)
 
 

@@ -507,6 +507,19 @@ def test_the_numbered_frames_of_an_orbit_have_no_gap(tmp_path: Path, names: tupl
         read_file(tmp_path, "orbits", {})
 
 
+@pytest.mark.parametrize(
+    ("names", "odd", "usual"),
+    [
+        (("r_0", "r_1", "r_0_depth0001"), "r_0_depth0001", "r_0"), (("r_0", "r_0_depth0001"), "r_0_depth0001", "r_0"),
+        (("r_0", "r_1", "mask"), "mask", "r_0"), (("a_0_64", "a_4_64", "depth_1"), "depth_1", "a_0_64"),
+    ],
+)
+def test_what_is_no_frame_of_an_orbit_is_named(tmp_path: Path, names: tuple[str, ...], odd: str, usual: str) -> None:
+    write(tmp_path, {f"car/car_1/render/images/{name}.png": b"x" for name in names})
+    with pytest.raises(HarnessError, match=f"car_1/render/images: {odd} is not numbered as {usual} is: .* elsewhere"):
+        read_file(tmp_path, "orbits", {})
+
+
 def test_other_layouts_of_orbits_are_refused_with_the_one_expected(tmp_path: Path) -> None:
     expected = "expected <category>/<object>/render/images/<frames"
     for wrong, what in (

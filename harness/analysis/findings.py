@@ -112,10 +112,7 @@ def study(rows: pd.DataFrame, kept: Sequence[Record] = (), primary: str | None =
     keys = [*CELL, "prompt_id", "seed"]
     images = rows.drop_duplicates(keys)[[*keys, "category", "nfe", "seconds"]]
     images = images.assign(sample_id=_ids(images, keys), error=None)
-    scores = pd.DataFrame({
-        "sample_id": _ids(rows, keys), "metric": rows["metric"], "metric_digest": "", "value": rows["value"],
-        "error": None,
-    })
+    scores = rows[[*CELL, "metric", "value"]].assign(sample_id=_ids(rows, keys), metric_digest="", error=None)
     judged = rows.dropna(subset="judge") if "judge" in rows else rows[:0].assign(judge="")
     judges = dict(zip(judged["method"].astype(str), judged["judge"].astype(str), strict=True))
     whole = [r for r in distribution if r["group"] is None]

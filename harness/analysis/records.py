@@ -13,6 +13,8 @@ import pandas as pd
 from harness.analysis import stats
 
 CELL = ["model", "method", "prompts"]
+# Not the id alone: two labels of one set, or of one method, share their samples' ids and may have other scores.
+SAMPLE = [*CELL, "sample_id"]
 Record = dict[str, Any]
 
 
@@ -52,8 +54,8 @@ def records(
     Args:
         images: sample rows with model, method, prompts, prompt_id, category, seed, nfe, flops, seconds, error,
             sample_id.
-        scores: sample_id, metric, metric_digest, value, error; rows of another digest than the metric's count
-            for nothing.
+        scores: model, method, prompts, sample_id, metric, metric_digest, value, error; rows of another digest than
+            the metric's count for nothing.
         distribution: values of whole cells: model, method, prompts, metric, value, low, high, n, `error` (why
             there is none), and, where it has been computed, `against`: by method the paired difference to it
             (value, low, high), which the record then holds as well.
@@ -67,11 +69,10 @@ def records(
     holds what GenEval's summary prints beside it: `mean_of_images` and, over prompts, `mean_of_best` (for values of
     0 and 1 the share of prompts with at least one correct image).
     """
-    # Frames of one clip are one sample; two cells may share samples: a selection within another, a method named twice.
-    images = images.drop_duplicates([*CELL, "sample_id"]).reset_index(drop=True)
+    images = images.drop_duplicates(SAMPLE).reset_index(drop=True)  # frames of one clip are one sample
     whole = {(*(d[key] for key in CELL), d["metric"]): d for d in distribution}
     valued = {
-        label: mine.set_index("sample_id").reindex(images["sample_id"]).set_axis(images.index)
+        label: images[SAMPLE].merge(mine, on=SAMPLE, how="left")[["value", "why"]]
         for label, mine in _by_label(scores, metrics).items()
     }
     found: list[Record] = []
@@ -105,9 +106,9 @@ def scored_rows(images: pd.DataFrame, scores: pd.DataFrame, metrics: Mapping[str
     """Every finite score beside its sample: model, method, prompts, prompt_id, category, seed, nfe, flops, seconds,
     metric, value."""
     keep = [*CELL, "prompt_id", "category", "seed", "nfe", "flops", "seconds"]
-    samples = images.drop_duplicates([*CELL, "sample_id"])[["sample_id", *keep]]
+    samples = images.drop_duplicates(SAMPLE)[["sample_id", *keep]]
     parts = [
-        samples.merge(part.loc[part["why"].isna()], on="sample_id").assign(metric=label)
+        samples.merge(part.loc[part["why"].isna()], on=SAMPLE).assign(metric=label)
         for label, part in _by_label(scores, metrics).items()
         if metrics[label].kind != "distribution"
     ]
@@ -225,16 +226,16 @@ def _difference(pairs: pd.DataFrame, grouped: bool, higher_is_better: bool) -> R
 
 
 def _by_label(scores: pd.DataFrame, metrics: Mapping[str, MetricInfo]) -> dict[str, pd.DataFrame]:
-    """For each metric of samples its rows: sample_id, value, and `why` there is no value (None where there is)."""
+    """For each metric of samples its rows: `SAMPLE`, value, and `why` there is no value (None where there is)."""
     found = {}
     for label, info in metrics.items():
         mine = scores[(scores["metric"] == label) & (scores["metric_digest"] == info.digest)]
-        mine = mine.drop_duplicates("sample_id", keep="last")
+        mine = mine.drop_duplicates(SAMPLE, keep="last")
         finite = np.isfinite(pd.to_numeric(mine["value"], errors="coerce").astype(float))
         said = mine["error"] if "error" in mine else pd.Series(None, mine.index, dtype=object)
         why = said.astype(object).where(said.notna(), None)
         why = why.mask(why.isna() & ~finite, "no value")
-        found[label] = pd.DataFrame({"sample_id": mine["sample_id"], "value": mine["value"].astype(float), "why": why})
+        found[label] = mine[SAMPLE].assign(value=mine["value"].astype(float), why=why)
     return found
 
 

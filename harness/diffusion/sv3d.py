@@ -134,21 +134,27 @@ class SV3D(VarianceExploding):
 
     @classmethod
     def prompt_problems(cls, folder: Path, prompts: Sequence[Prompt]) -> list[str]:
-        """Prompts without a picture; orbits of transparent pictures, of which the first is looked at."""
+        """Prompts without a picture, or whose picture is not there; orbits of transparent pictures, of which the first
+        is looked at."""
         first = next((prompt for prompt in prompts if prompt.image is not None and orbit_of(prompt)), None)
-        moved = [] if first is None or not is_transparent(Path(str(first.image))) else [
+        found = [] if first is None or not is_transparent(Path(str(first.image))) else [
             f"the picture of prompt {first.id!r} is transparent in part: the object is moved to the middle of it, as "
             f"the authors do, but not in the pictures of its orbit that the clip is compared with. Lay the orbit's "
             f"pictures on white"
         ]
         without = [prompt.id for prompt in prompts if prompt.image is None]
-        if not without:
-            return moved
-        return [
-            *moved,
-            f"{len(without)} of {len(prompts)} prompts name no picture (the first is {without[0]!r}), and family "
-            f"{cls.family!r} makes clips out of one: take a set of orbits, or add a column 'image' with its path"
-        ]
+        gone = [prompt for prompt in prompts if prompt.image is not None and not Path(prompt.image).is_file()]
+        if without:
+            found.append(
+                f"{len(without)} of {len(prompts)} prompts name no picture (the first is {without[0]!r}), and family "
+                f"{cls.family!r} makes clips out of one: take a set of orbits, or add a column 'image' with its path"
+            )
+        if gone:
+            found.append(
+                f"the pictures of {len(gone)} of {len(prompts)} prompts are not there; the first is that of "
+                f"{gone[0].id!r}, {gone[0].image}"
+            )
+        return found
 
     @classmethod
     def _folder_problems(cls, folder: Path, size: int | None) -> list[str]:

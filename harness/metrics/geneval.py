@@ -12,7 +12,7 @@ import numpy as np
 from harness import artifacts
 from harness.metrics.base import SampleMetric, Scores
 from harness.metrics.clip import must_pair, stills
-from harness.metrics.geneval_rules import CLASSES, Detection, judge, kept, threshold
+from harness.metrics.geneval_rules import CLASSES, Detection, clauses, judge, kept, threshold
 from harness.prompts import Prompt
 
 # The objects of an image, uint8 [H, W, 3], whose score is above a number.
@@ -76,7 +76,7 @@ class GenEval(SampleMetric):
         above = threshold(truth)
         objects = kept(self.loaded("_detect")(image, above), above)
         reasons = judge(truth, objects, lambda found, name: self.loaded("_colours")(image, found, name))
-        asked = dict.fromkeys(clause["class"] for clause in _clauses(truth))
+        asked = dict.fromkeys(clause["class"] for clause in clauses(truth))
         seen = [
             {"class": name, "score": round(d.score, 4), "box": list(d.box)}
             for name in asked for d in objects.get(name, ())
@@ -107,15 +107,11 @@ class GenEvalMask2Former(GenEval):
         return Mask2Former(artifacts.find(self.weights), device)
 
 
-def _clauses(truth: dict[str, Any]) -> list[dict[str, Any]]:
-    return [*truth.get("include", ()), *truth.get("exclude", ())]
-
-
 def _cannot(prompt: Prompt) -> str | None:
     """Why an image of this prompt cannot be judged, or None."""
-    if prompt.truth is None:
+    if prompt.truth is None or not clauses(prompt.truth):
         return f"prompt {prompt.id!r} carries no truth to judge by"
-    unknown = sorted({str(clause.get("class")) for clause in _clauses(prompt.truth)} - set(CLASSES))
+    unknown = sorted({str(clause.get("class")) for clause in clauses(prompt.truth)} - set(CLASSES))
     if unknown:
         return f"prompt {prompt.id!r} asks for what GenEval's detector does not know: {', '.join(unknown)}"
     return None

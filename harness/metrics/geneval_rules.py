@@ -61,6 +61,11 @@ def threshold(truth: Mapping[str, Any]) -> float:
     return COUNTING_THRESHOLD if truth.get("tag") == "counting" else THRESHOLD
 
 
+def clauses(truth: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All that a truth demands and forbids; nothing where it speaks of something else, as an orbit's does."""
+    return [*truth.get("include", ()), *truth.get("exclude", ())]
+
+
 def kept(detections: Sequence[Detection], above: float) -> dict[str, list[Detection]]:
     """The detections that count, by class, most confident first, at most 16 of a class; no overlap is removed.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.metrics.base import SampleMetric, Scores
 from harness.metrics.clip import must_pair, stills
+from harness.metrics.geneval_rules import clauses
 from harness.prompts import Prompt
 
 
@@ -35,19 +36,20 @@ class GenEvalShapes(SampleMetric):
         return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in sources}
 
     def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:
-        """Judges each still; NaN, with the reason in the detail, where the prompt carries no truth."""
+        """Judges each still; NaN, with the reason in the detail, where the prompt's truth says nothing to judge."""
         from harness.shapes.detector import detect, judge
 
         must_pair(images, prompts)
         values = np.full(len(prompts), np.nan)
         details: list[dict[str, Any]] = []
         for i, (image, prompt) in enumerate(zip(stills(images, self.name), prompts, strict=True)):
-            if prompt.truth is None:
+            truth = prompt.truth or {}
+            if not clauses(truth):
                 details.append({"reason": f"prompt {prompt.id!r} carries no truth to judge by"})
                 continue
-            correct, detail = judge(prompt.truth, detect(image))
+            correct, detail = judge({"include": []} | truth, detect(image))
             values[i] = float(correct)
-            details.append({"tag": prompt.truth.get("tag"), **_as_dict(detail)})
+            details.append({"tag": truth.get("tag"), **_as_dict(detail)})
         return Scores(values, details)
 
 

@@ -365,8 +365,8 @@ def small_world(values=None, higher=True):
             "seed": seed, "nfe": 20, "flops": 1e9, "seconds": 1.5, "error": None,
         })
         scores.append({
-            "sample_id": sample, "metric": "hps", "metric_digest": "h", "value": values[method, prompt, seed],
-            "error": None,
+            "sample_id": sample, "model": "sd", "method": method, "prompts": "p", "metric": "hps", "metric_digest": "h",
+            "value": values[method, prompt, seed], "error": None,
         })
     distribution = [
         {"model": "sd", "method": method, "prompts": "p", "metric": "fid_x", "metric_digest": "f", "value": 9.0,

@@ -98,8 +98,14 @@ def test_cells_that_share_samples_have_each_their_own_values():
     one = world()
     again = one.rows[one.rows["method"] == "cfg-3"].assign(method="three")
     inner = again[again["prompt_id"].isin(["p0", "p1"])].assign(method="cfg-3", prompts="first-2")
-    alone = World(inner, one.scores, [])
-    both = World(pd.concat([one.rows, inner, again], ignore_index=True), one.scores, one.distribution)
+    scores = one.scores[one.scores["method"] == "cfg-3"]
+    # As of a label of the set with other pictures to compare with: the same samples, other scores.
+    others = scores.assign(prompts="first-2", value=scores["value"] + 1)
+    alone, same = World(inner, others, []), World(inner, scores.assign(prompts="first-2"), [])
+    both = World(
+        pd.concat([one.rows, inner, again], ignore_index=True),
+        pd.concat([one.scores, scores.assign(method="three"), others], ignore_index=True), one.distribution,
+    )
 
     def values(of: World, **place: str) -> list[tuple]:
         return [
@@ -108,7 +114,7 @@ def test_cells_that_share_samples_have_each_their_own_values():
         ]
 
     assert values(both, prompts="shapes", method="three") == values(one, method="cfg-3") != []
-    assert values(both, prompts="first-2") == values(alone) != []
+    assert values(both, prompts="first-2") == values(alone) != values(same)
     assert values(both, prompts="shapes", method="cfg-3") == values(one, method="cfg-3")
     assert len(both.scored) == len(one.scored) + 2 * (len(inner) + len(again))  # two metrics of samples
 

@@ -62,8 +62,8 @@ def world(prompts: int = 12, seeds: int = 2) -> World:
                 right, cosine = float(luck[i, seed] < chance), chance + luck[i, seed] / 10
                 for label, value in (("geneval-shapes", right), ("clipscore-shapes", cosine)):
                     scores.append({
-                        "sample_id": sample, "metric": label, "metric_digest": METRICS[label].digest, "value": value,
-                        "error": None,
+                        "sample_id": sample, "model": "sd", "method": method, "prompts": "shapes", "metric": label,
+                        "metric_digest": METRICS[label].digest, "value": value, "error": None,
                     })
     distribution = [
         {"model": "sd", "method": method, "prompts": "shapes", "metric": "fd-shapes-clip", "metric_digest": "f1",

@@ -471,10 +471,14 @@ def test_what_cannot_be_made_is_refused(folder: Path, tmp_path: Path) -> None:
         SV3D.load(str(tmp_path))
     assert "sampled by heun or euler" in SV3D.problems(folder, 16, Sampler("ddim"))[0]
     assert SV3D.problems(folder, None, Sampler("euler")) == []
-    with_picture, without = Prompt("a", "", image="a.png"), Prompt("b", "")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with_picture, without = Prompt("a", "", image=str(tmp_path / "a.png")), Prompt("b", "")
     assert SV3D.prompt_problems(folder, [with_picture]) == []
     found, = SV3D.prompt_problems(folder, [with_picture, without])
     assert "1 of 2 prompts name no picture (the first is 'b')" in found
+    gone = [Prompt(name, "", image=str(tmp_path / name)) for name in ("c.png", "d.png")]
+    found, = SV3D.prompt_problems(folder, [with_picture, *gone])
+    assert f"the pictures of 2 of 3 prompts are not there; the first is that of 'c.png', {tmp_path}/c.png" in found
 
 
 # ---- through the command line ----

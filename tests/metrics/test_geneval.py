@@ -313,7 +313,7 @@ def test_scores_and_details(scripted: geneval.GenEval) -> None:
     seen = scripted._colours(image, scripted.detector("cpu")(image, 0.3)[:1], "dog")[0]
     truths = [
         LEFT, want(DOG, one("cup"), tag="two_object"), want(one("dog", color=seen), tag="colors"),
-        want(one("cat"), tag="counting", exclude=[one("cat", 2)]), None, want(one("ring")),
+        want(one("cat"), tag="counting", exclude=[one("cat", 2)]), None, want(one("ring")), {"frames": ["a.png"]},
     ]
     prompts = [Prompt(str(i), "text", truth=truth) for i, truth in enumerate(truths)]
     scores = scripted.score(np.stack([image[None]] * len(prompts)), prompts)
@@ -326,6 +326,7 @@ def test_scores_and_details(scripted: geneval.GenEval) -> None:
     assert scores.details[1]["reasons"] == ["expected cup>=1, found 0"]
     assert scores.details[3] == {"tag": "counting", "reasons": ["expected cat>=1, found 0"], "detections": []}
     assert "no truth" in scores.details[4]["reason"]
+    assert scores.details[6]["reason"] == "prompt '6' carries no truth to judge by"
     assert scores.details[5]["reason"] == "prompt '5' asks for what GenEval's detector does not know: ring"
     json.dumps(scores.details)
 
@@ -375,7 +376,7 @@ def test_summary_as_official() -> None:
     rows = pd.DataFrame(verdicts(), columns=["prompt_id", "category", "seed", "correct"])
     rows["sample_id"] = rows.index.astype(str)
     images = rows.assign(model="m", method="x", prompts="geneval", error=None)
-    scores = rows[["sample_id"]].assign(
+    scores = images[["model", "method", "prompts", "sample_id"]].assign(
         metric="geneval", metric_digest="d", value=rows["correct"].astype(float), error=None
     )
     info = MetricInfo("geneval", "d", aggregation=geneval.GenEvalMask2Former.aggregation)

@@ -261,12 +261,13 @@ def test_geneval_scores_renders_and_says_why():
         _want({**STAR, "color": "blue"}, {**CIRCLE, "color": "red", "position": ["left of", 0]}, tag="position"),
         _want({"class": "ring", "count": 1}, tag="single_object"),
         None,
+        {"frames": ["a.png"]},  # an orbit's
+        {"exclude": [{"class": "ring", "count": 1}], "tag": "none"},
     ]
     prompts = [Prompt(str(i), "text", truth=truth) for i, truth in enumerate(truths)]
     metric = load_metric("geneval-shapes")
     assert metric.aggregation == "mean_of_groups"
-    scores = metric.score(np.stack([image] * 3), prompts)
-    assert scores.values[:2].tolist() == [1.0, 0.0]
-    assert np.isnan(scores.values[2])
-    assert "no truth" in scores.details[2]["reason"]
-    assert [detail.get("tag") for detail in scores.details] == ["position", "single_object", None]
+    scores = metric.score(np.stack([image] * 5), prompts)
+    np.testing.assert_array_equal(scores.values, [1, 0, np.nan, np.nan, 1])
+    assert all("no truth" in scores.details[i]["reason"] for i in (2, 3))
+    assert [detail.get("tag") for detail in scores.details] == ["position", "single_object", None, None, "none"]
