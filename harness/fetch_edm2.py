@@ -88,11 +88,8 @@ def here(name: str) -> Path | None:
     """The folder of a converted network; None where it is not here, or was made of another pickle than the given."""
     given = _given(name)
     folder = home() / (given.stem if given else name)
-    try:
-        source = json.loads((folder / "config.json").read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return None if given and given.is_file() and sha256_of(given) != source["sha256"] else folder
+    source = made_of(folder / "config.json")
+    return None if source is None or (given and given.is_file() and sha256_of(given) != source) else folder
 
 
 def network(name: str, downloader: Downloader) -> tuple[Path, str]:
@@ -101,25 +98,22 @@ def network(name: str, downloader: Downloader) -> tuple[Path, str]:
     Its pickle is taken where it lies in that folder already, or where `name` is its path.
 
     Raises:
-        HarnessError: it cannot be had, or is refused (`edm2_pickle.read`).
+        HarnessError: it cannot be had, or is refused (`edm2_pickle.read`), or another model has its name.
     """
     from harness import edm2_pickle  # torch alone takes seconds
     from harness.diffusion.edm2_network import WEIGHTS
 
     given = _given(name)
-    name = given.stem if given else name
-    if not re.fullmatch(NAME, name):
-        raise HarnessError(f"{given}: a network is called as its pickle; expected letters, digits and '._-', no spaces")
-    if given and not given.is_file():
-        raise HarnessError(f"{given}: no such file")
+    if given:
+        must_be_called(given)
+        name = given.stem
     folder = home() / name
-    if name in artifacts.catalogue() or (folder / "model_index.json").exists():
-        raise HarnessError(f"{given}: {name!r} is the name of another model: give the file another name")
     pickle = given or folder / f"{name}{PICKLE}"
     with alone(home(), name, downloader):
         found = here(str(given or name))
         if found is not None:  # another process has just fetched it
             return found, ""
+        must_be_its_own(folder, pickle)
         if not pickle.is_file():
             _download(name, folder, downloader)
         downloader.progress.say(f"{name}: converting {megabytes(pickle.stat().st_size)}")
@@ -145,3 +139,44 @@ def _download(name: str, folder: Path, downloader: Downloader) -> None:
 def _given(name: str) -> Path | None:
     """The pickle of one's own that a name is the path of."""
     return Path(name).expanduser() if Path(name).suffix == PICKLE else None
+
+
+# ------------------------------------------------------ for every module of models that are converted (fetch.CONVERTED)
+
+
+def must_be_called(file: Path) -> None:
+    """Refuses a file of one's own that cannot be converted under its name.
+
+    Raises:
+        HarnessError: there is no such file, its name is none for a folder, or that of something published. A pickle
+            may be called as the published network that it is.
+    """
+    name = file.stem
+    if not re.fullmatch(NAME, name):
+        raise HarnessError(f"{file}: a model is called as its file; expected letters, digits and '._-', no spaces")
+    if not file.is_file():
+        raise HarnessError(f"{file}: no such file")
+    if name in artifacts.catalogue() or name in known() or (is_network(name) and file.suffix != PICKLE):
+        raise HarnessError(f"{file}: {name!r} is the name of something published: give the file another name")
+
+
+def must_be_its_own(folder: Path, file: Path) -> None:
+    """Refuses a folder that holds another model than one made of this file, be it of another kind.
+
+    Raises:
+        HarnessError: it does.
+    """
+    for description in (folder / "model_index.json", folder / "config.json"):
+        if description.exists() and not (file.is_file() and made_of(description) == sha256_of(file)):
+            raise HarnessError(f"{folder} holds another model ({description.name}) than one made of {file}, which "
+                               f"would take its place: give the file another name, or move that folder away")
+
+
+def made_of(description: Path) -> str | None:
+    """The SHA-256 of the file that a model was converted from, out of its config.json or model_index.json; None where
+    it was not, or cannot be read."""
+    try:
+        found = json.loads(description.read_text(encoding="utf-8"))["source"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None

@@ -6,14 +6,13 @@ beside the file that came from the Hub. The functions are called as their likes 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from harness import artifacts, fetch_edm2
+from harness import artifacts
 from harness.artifacts import megabytes
 from harness.download import Downloader, alone, sums, write_sums
 from harness.errors import HarnessError
-from harness.fetch_edm2 import NAME
+from harness.fetch_edm2 import made_of, must_be_called, must_be_its_own
 from harness.weights import files_of, home, model_index, parts, sha256_of
 
 SV3D_U = "sv3d-u"  # in the catalogue of artifacts
@@ -48,20 +47,10 @@ def here(name: str) -> Path | None:
     """The converted folder; None where it is not here as a whole, or was made of another file than the given."""
     given = _given(name)
     folder = home() / (given.stem if given else name)
-    made_of = _made_of(folder)
-    if made_of is None or not all((folder / part).is_dir() for part in parts(model_index(folder) or {})):
+    source = made_of(folder / "model_index.json")
+    if source is None or not all((folder / part).is_dir() for part in parts(model_index(folder) or {})):
         return None
-    return None if given and given.is_file() and sha256_of(given) != made_of else folder
-
-
-def _made_of(folder: Path) -> str | None:
-    """The SHA-256 of the file that a folder was converted from; None where it was not, or is of another kind."""
-    try:
-        source = (model_index(folder) or {}).get("source")
-    except (OSError, HarnessError):  # damaged
-        return None
-    found = source.get("sha256") if isinstance(source, dict) else None
-    return found if isinstance(found, str) else None
+    return None if given and given.is_file() and sha256_of(given) != source else folder
 
 
 def network(name: str, downloader: Downloader) -> tuple[Path, str]:
@@ -74,19 +63,16 @@ def network(name: str, downloader: Downloader) -> tuple[Path, str]:
     from harness.diffusion import sv3d_file  # the libraries take seconds
 
     given = _given(name)
-    if given and not re.fullmatch(NAME, given.stem):
-        raise HarnessError(f"{given}: a model is called as its file; expected letters, digits and '._-', no spaces")
-    if given and (given.stem in artifacts.catalogue() or fetch_edm2.names_of(given.stem)):
-        raise HarnessError(f"{given}: {given.stem!r} is the name of something published: give the file another name")
+    if given:
+        must_be_called(given)
     file = given or _published(downloader)
     folder = home() / (given.stem if given else SV3D_U)
     with alone(home(), folder.name, downloader):
         found = here(name)
         if found is not None:  # another process has just converted it
             return found, ""
-        if file.is_file():
-            _must_be_its_own(folder, file)
-            downloader.progress.say(f"{name}: converting {megabytes(file.stat().st_size)}")
+        must_be_its_own(folder, file)
+        downloader.progress.say(f"{name}: converting {megabytes(file.stat().st_size)}")
         sv3d_file.convert(file, folder)
         made = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files_of(folder)}
         write_sums(folder, sums(folder) | made)
@@ -107,14 +93,6 @@ def _published(downloader: Downloader) -> Path:
             f"it and fetch it again, or convert it under a name of its own with `harness fetch FILE{SUFFIX}`"
         )
     return file
-
-
-def _must_be_its_own(folder: Path, file: Path) -> None:
-    """Refuses a folder that holds another model than one made of this file."""
-    model = next((folder / name for name in ("model_index.json", "config.json") if (folder / name).exists()), None)
-    if model is not None and _made_of(folder) != sha256_of(file):
-        raise HarnessError(f"{model} belongs to another model than {file}, which would take its place: give the file "
-                           f"another name, or move that folder away")
 
 
 def _given(name: str) -> Path | None:

@@ -1,5 +1,6 @@
 """The images of a sweep as one picture: a row a value of the parameter, a column a prompt."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,12 @@ def draw(outcome: Outcome, parameter: str, path: Path, columns: int = COLUMNS) -
         shown = list(mine["prompt_id"].drop_duplicates()[:columns])
         mine = mine[mine["prompt_id"].isin(shown)].drop_duplicates(["method", "prompt_id"])
         order = sorted(mine["method"].unique(), key=lambda method: placed[model, method])
-        found, texts = _images(store, mine)
+        found, heads = _images(store, mine)
         place = f"{model}, {prompts}, " if len(places) > 1 else ""
         labels = [place + _label(name, *placed[model, method]) for method in order]
         images = [[found.get((method, prompt)) for prompt in shown] for method in order]
         blur = figures.must_blur(benchmark, prompts)
-        grids.append(figures.grid(images, labels, [texts.get(prompt) or prompt for prompt in shown], blur=blur))
+        grids.append(figures.grid(images, labels, [heads.get(prompt, prompt) for prompt in shown], blur=blur))
     figures.write_images(grids, path, "--images")
 
 
@@ -52,14 +53,17 @@ def _label(name: str, line: str, at: float) -> str:
 
 
 def _images(store: Store, rows: pd.DataFrame) -> tuple[dict[tuple[str, str], Any], dict[str, str]]:
-    """The first frames of samples by method and prompt id, and the prompts' texts."""
+    """The first frames of samples by method and prompt id, and by prompt id what stands above its column: its text; of
+    one without a text the class that was drawn for it, where that is the same in all rows."""
     found: dict[tuple[str, str], Any] = {}
-    texts: dict[str, str] = {}
+    said: dict[str, set[str]] = {}
     wanted = set(rows["sample_id"])
     for model, method, prompts in rows[["model", "method", "prompts"]].drop_duplicates().itertuples(index=False):
         for part in store.parts("images", model=model, method=method, prompts=prompts):
             for row, image in zip(*store.read_images(part, wanted), strict=True):
-                texts[row["prompt_id"]] = row["prompt"]
+                drawn = json.loads(row["record"] or "{}").get("class_label")  # a sample that failed has no record
+                if text := row["prompt"] or ("" if drawn is None else f"class {drawn}"):
+                    said.setdefault(row["prompt_id"], set()).add(text)
                 if image is not None:
                     found[method, row["prompt_id"]] = image[0]
-    return found, texts
+    return found, {prompt: texts.pop() for prompt, texts in said.items() if len(texts) == 1}

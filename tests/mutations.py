@@ -156,8 +156,8 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("(UNCOND,) if self.scale == 0 else", "(UNCOND,) if self.scale < 0 else"),
     ],
     ("guidance/interval.py", "tests/guidance/test_cfg.py"): [
-        ("low < step.sigma and", "low <= step.sigma and"),
-        ("step.sigma <= high", "step.sigma < high"),
+        ("low * (1 + ROUNDING) < step.sigma", "low * (1 - ROUNDING) < step.sigma"),
+        ("<= high * (1 + ROUNDING)", "<= high * (1 - ROUNDING)"),
         ("<= step.index <= self.steps[1]", "<= step.index < self.steps[1]"),
         ("<= place < self.fraction[1]", "<= place < self.fraction[1] + 2 * ROUNDING"),
         ("step.index / step.total + ROUNDING", "step.index / step.total"),
@@ -182,7 +182,10 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
     ],
     ("diffusion/edm.py", "tests/diffusion/test_edm.py"): [
         ("sigma_max ** (1 / rho), sigma_min ** (1 / rho)", "sigma_max ** rho, sigma_min ** rho"),
-        ("i / max(steps - 1, 1)", "i / max(steps, 1)"),
+        ("i / (steps - 1) * (last - first)) ** rho for", "i / steps * (last - first)) ** rho for"),
+        ("return [sigma_max, *between, sigma_min]", "return [first**rho, *between, last**rho]"),
+        ("except OverflowError:", "except ZeroDivisionError:"),
+        ("if not all(a > b for", "if False and all(a > b for"),
         ("(0.5 * self._slope + 0.5 * slope)", "slope"),
         ("return self._before + length", "return state + length"),
         ("self.arrivals = [*list(starts.values())[1:], 0.0]", "self.arrivals = [*list(starts.values())[1:], 0.002]"),
@@ -353,6 +356,14 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("sha256_of(given) != source", "not source"),
         ("write_sums(folder, sums(folder) | made)", "pass"),
         ("if not pickle.is_file():", "if given is None:"),
+        ("must_be_called(given)", "pass"),
+        ("must_be_its_own(folder, pickle)", "pass"),
+        ("or name in known() or", "or"),
+        ("made_of(description) == sha256_of(file)", "made_of(description)"),
+    ],
+    ("fetch_edm2.py", "tests/test_fetch_sv3d.py"): [
+        ("(is_network(name) and file.suffix != PICKLE)", "False"),
+        ('folder / "model_index.json", folder / "config.json"', 'folder / "model_index.json",'),
     ],
     ("make_reference.py", "tests/test_make_reference.py"): [
         ("side = min(pixels.size)", "side = max(pixels.size)"),

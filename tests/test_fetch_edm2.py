@@ -188,7 +188,7 @@ def test_without_a_network_it_is_said_where_to_put_what(
 
 
 def test_a_pickle_of_one_s_own(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Put where it belongs, or given by its path; converted again where it has changed."""
+    """Put where it belongs, or given by its path; one that has changed is another model."""
     edm2_pickles.write(home / GUIDE / f"{GUIDE}.pkl", "no-labels")
     code, out, err = harness(capsys, "fetch", str(home / GUIDE / f"{GUIDE}.pkl"))
     assert (code, weights.resolve(GUIDE)) == (0, home / GUIDE), err
@@ -200,17 +200,39 @@ def test_a_pickle_of_one_s_own(home: Path, tmp_path: Path, capsys: pytest.Captur
     assert harness(capsys, "fetch", str(own))[1].startswith(f"{own}: is here already")
     first = weights.content_digest(folder)
     edm2_pickles.write(own, "labels")
+    code, _, err = harness(capsys, "fetch", str(own))
+    ways = "give the file another name, or move that folder away"
+    assert (code, f"{folder} holds another model (config.json)" in "".join(err.split("\n"))) == (1, True), err
+    assert ways in " ".join(err.split())
+    assert weights.content_digest(folder) == first
+    folder.rename(home / "moved-away")
     assert harness(capsys, "fetch", str(own))[0] == 0
     assert weights.content_digest(folder) != first
-    for path in (tmp_path / "none.pkl", tmp_path / "a b.pkl"):
-        assert harness(capsys, "fetch", str(path))[0] == 1
-    (home / "pipeline").mkdir()
-    (home / "pipeline" / "model_index.json").write_text("{}")
-    for name in ("pipeline", "clip-b-32"):
-        other = edm2_pickles.write(tmp_path / f"{name}.pkl", "labels")
-        code, _, err = harness(capsys, "fetch", str(other))
-        assert (code, f"{name!r} is the name of another model" in " ".join(err.split())) == (1, True), err
-        assert not (home / name / "config.json").exists()
+    for path, said in ((tmp_path / "none.pkl", "no such file"), (tmp_path / "a b.pkl", "no spaces")):
+        code, _, err = harness(capsys, "fetch", str(path))
+        assert (code, said in " ".join(err.split())) == (1, True), err
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("clip-b-32", "'clip-b-32' is the name of something published"),
+    ("edm2-img512-xxl", "'edm2-img512-xxl' is the name of something published"),
+    ("edm2-img512-s-fid", "'edm2-img512-s-fid' is the name of something published"),
+    ("pipeline", "holds another model (model_index.json)"),
+    ("encoder", "holds another model (config.json)"),
+    (GUIDE, "holds another model (config.json)"),  # a published name is for that network, which is here
+])
+def test_another_model_s_folder_is_left_alone(
+    name: str, said: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert harness(capsys, "fetch", str(edm2_pickles.write(tmp_path / "own" / f"{GUIDE}.pkl", "no-labels")))[0] == 0
+    for kept in (home / "pipeline" / "model_index.json", home / "encoder" / "config.json"):
+        kept.parent.mkdir()
+        kept.write_text('{"model_type": "clip"}')
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file() and ".locks" not in path.parts}
+    code, _, err = harness(capsys, "fetch", str(edm2_pickles.write(tmp_path / f"{name}.pkl", "labels")))
+    assert (code, said in " ".join(err.split())) == (1, True), err
+    after = {path: path.read_bytes() for path in home.rglob("*") if path.is_file() and ".locks" not in path.parts}
+    assert after == before
 
 
 def test_a_converted_pickle_generates(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,8 +99,9 @@ def test_the_hub_s_own_cache_is_looked_into(
 @pytest.mark.parametrize(("name", "said"), [
     ("clip-b-32", "'clip-b-32' is the name of something published"),
     ("edm2-img512-xxl", "'edm2-img512-xxl' is the name of something published"),
-    ("pipeline", "pipeline/model_index.json belongs to another model"),
-    ("network", "network/config.json belongs to another model"),
+    ("edm2-img512-s-2147483-0.190", "'edm2-img512-s-2147483-0.190' is the name of something published"),
+    ("pipeline", "pipeline holds another model (model_index.json)"),
+    ("network", "network holds another model (config.json)"),
 ])
 def test_another_model_s_folder_is_left_alone(
     name: str, said: str, file: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -134,7 +135,7 @@ def test_a_file_of_ones_own_is_converted_by_its_name(
     save_file({"x": tiny_file.tensor("x", [1])}, other)
     code, _, err = harness(capsys, "fetch", str(other))
     assert code == 1
-    assert "belongs to another model" in " ".join(err.split())
+    assert f"mine holds another model (model_index.json) than one made of {other}" in " ".join(err.split())
     assert weights.resolve("mine") == (home / "mine").resolve()
 
 
@@ -162,7 +163,7 @@ def test_a_converted_file_generates(
 
 
 @pytest.mark.parametrize(("name", "said"), [
-    ("nowhere.safetensors", "cut or damaged"), ("two words.safetensors", "no spaces"),
+    ("nowhere.safetensors", "no such file"), ("two words.safetensors", "no spaces"),
 ])
 def test_no_such_file(name: str, said: str, home: Path, tmp_path: Path) -> None:
     ((_, failure),) = fetch.fetch([str(tmp_path / name)])

@@ -104,8 +104,8 @@ def quality_against_parameter(found: Sequence[Record], path: Path) -> Path:
     """Writes a PNG with a panel for each metric: `sweep.points` over their parameter, joined line by line.
 
     A ring marks the best of each line, a cross what was published there (`published`, in our unit). Values without a
-    95 % interval have no bar. Each model and prompt set has a row of panels. The file is written whole or not at all
-    (StoreError).
+    95 % interval have no bar. An axis of repeated evaluations says which of how many it shows ("best of 3"). Each model
+    and prompt set has a row of panels. The file is written whole or not at all (StoreError).
     """
     metrics = list(dict.fromkeys(r["metric"] for r in found))
     places = list(dict.fromkeys((r["model"], r["prompts"]) for r in found))
@@ -119,7 +119,8 @@ def quality_against_parameter(found: Sequence[Record], path: Path) -> Path:
             mine = [r for r in found if (r["model"], r["prompts"], r["metric"]) == (*place, metric)]
             _lines(axis, mine, styles)
             arrow = "higher is better" if mine and mine[0].get("higher_is_better", True) else "lower is better"
-            axis.set(xlabel=found[0]["parameter"].rpartition(".")[2], ylabel=f"{metric} ({arrow})")
+            made = {f", {r['quantity']} of {len(r['repeats'])}" for r in mine if "repeats" in r}  # one, by its prompts
+            axis.set(xlabel=found[0]["parameter"].rpartition(".")[2], ylabel=f"{metric}{''.join(made)} ({arrow})")
             if len(places) > 1:
                 axis.set_title(" · ".join(place), fontsize=9)
     _legend(figure, [*names, BEST, PUBLISHED])

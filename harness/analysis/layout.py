@@ -289,6 +289,8 @@ def lay_out_sweep(
     count = " to ".join(str(n) for n in dict.fromkeys((min(sizes), max(sizes)))) if sizes else "0"
     ends = "prompts left out by jackknife" if metrics[label].kind == "distribution" else "prompts resampled"
     table.caption = f"n = {count} images a value; [95 % interval], {ends}; bold: the best of its column."
+    for text in said(found):
+        table.note(text)
     return table
 
 

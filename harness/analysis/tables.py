@@ -243,8 +243,9 @@ def render_sweeps(outcome: Outcome, parameter: str, wanted: Sequence[str], form:
     if form == "json":
         return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     columns = ["model", "prompts", "metric", "parameter", "line", "at", "method", "value", "low", "high", "n", "best",
-               "published"]
-    return str(pd.DataFrame(found, columns=columns).to_csv(index=False, lineterminator="\n"))
+               "published", "quantity", "repeats"]
+    texts = [point | {"repeats": json.dumps(point["repeats"])} if "repeats" in point else point for point in found]
+    return str(pd.DataFrame(texts, columns=columns).to_csv(index=False, lineterminator="\n"))
 
 
 def render(outcome: Outcome, spec: Spec, form: str, *, ci: bool = False, groups: bool = False) -> str:

@@ -6,8 +6,10 @@ algorithm 1 and equation 5, without added noise (S_churn = 0).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,14 +36,23 @@ class Grid:
 
 
 def karras_grid(steps: int, sigma_min: float, sigma_max: float, rho: float) -> list[float]:
-    """The noise levels at which the steps start, from `sigma_max` down to `sigma_min`, in double precision.
+    """The noise levels at which the steps start, from `sigma_max` down to `sigma_min` themselves, in double precision.
 
     sigma_i = (sigma_max^(1/rho) + i / (steps - 1) * (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho; the last step goes
     from the last of them to 0. One step alone starts at `sigma_max`.
+
+    Raises:
+        HarnessError: in floating point the levels of this `rho` do not fall, or are not finite.
     """
-    first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    levels: list[float] = [(first + i / max(steps - 1, 1) * (last - first)) ** rho for i in range(steps)]
-    return levels
+    try:
+        first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+        between = [(first + i / (steps - 1) * (last - first)) ** rho for i in range(1, steps - 1)]
+    except OverflowError:
+        between = [math.inf]
+    if not all(a > b for a, b in pairwise([sigma_max, *between, sigma_min])):
+        raise HarnessError(f"sampler: rho {rho:g} gives noise levels that do not fall from {sigma_max:.6g} to "
+                           f"{sigma_min:.6g} in floating point; usual are 7 (EDM) and 3 (SDXL)")
+    return [sigma_max, *between, sigma_min][:steps]
 
 
 def settings(sampler: Sampler, own: Grid) -> Grid:
@@ -74,7 +85,7 @@ def evaluations(sampler: Sampler, own: Grid, timestep: Timestep) -> list[tuple[S
     and is Euler's alone. `timestep` turns a noise level into what the model calls a timestep.
 
     Raises:
-        HarnessError: as `settings`, and what `timestep` raises.
+        HarnessError: as `settings` and `karras_grid`, and what `timestep` raises.
     """
     grid = settings(sampler, own)
     starts = karras_grid(sampler.steps, grid.sigma_min, grid.sigma_max, grid.rho)
@@ -153,7 +164,7 @@ class VarianceExploding(Diffusion):
     def sampler_problems(cls, sampler: Sampler) -> list[str]:
         """What makes no sense of a sampler."""
         try:
-            settings(sampler, cls.grid)
+            evaluations(sampler, cls.grid, float)
         except HarnessError as error:
             return [str(error)]
         return []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.errors import HarnessError
 
-ROUNDING = 1e-9  # a grid's ends are powers of roots of the given ones
+ROUNDING = 1e-9  # a level or fraction that was computed may be this much off, relative to it
 
 
 class NoiseLevels:

@@ -8,8 +8,7 @@ import math
 from dataclasses import dataclass
 
 from harness.diffusion.base import Sampler, Step
-
-ROUNDING = 1e-9  # 29/100 * 100 is 28.999...: fractions are compared with this much tolerance
+from harness.diffusion.levels import ROUNDING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +22,7 @@ class Interval:
     - `steps: [first, last]`: step indices from 0 (noisiest), both inclusive;
     - `fraction: [from, to]`: steps i of N with from <= i/N < to.
 
+    Levels and fractions that agree to 1e-9 are equal: a bound that is a level of the grid is one, however rounded.
     A solver step is guided as a whole: both evaluations of a Heun step follow the step's start.
     """
 
@@ -57,11 +57,11 @@ class Interval:
         """Whether this step is guided."""
         if self.sigma is not None:
             low, high = self.sigma
-            return low < step.sigma and (high is None or step.sigma <= high)
+            return low * (1 + ROUNDING) < step.sigma and (high is None or step.sigma <= high * (1 + ROUNDING))
         if self.steps is not None:
             return self.steps[0] <= step.index <= self.steps[1]
         if self.fraction is not None:
-            place = step.index / step.total + ROUNDING
+            place = step.index / step.total + ROUNDING  # 29/100 * 100 is 28.999...
             return self.fraction[0] <= place < self.fraction[1]
         return True
 

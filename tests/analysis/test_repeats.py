@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from harness import benchmark
-from harness.analysis import beside, layout, render, tables
+from harness.analysis import beside, figures, layout, render, tables
 from harness.analysis.records import MetricInfo, Record
 from harness.analysis.repeats import combined
 from harness.analysis.tables import TableSpec
@@ -79,6 +81,33 @@ def test_a_table_beside_published_rows_of_our_models_and_of_others() -> None:
     mean = TableSpec(rows=["model", "method"], repeats={"other-name": {"mean": THREE}})
     (table,) = tables.laid_out(made, mean, ci=True)
     assert [cells[0].text for _, cells in table.rows] == ["1.500 [1.442, 1.558]"]
+
+
+def test_a_sweep_says_what_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = outcome()
+    values = {"cfg-1": (1.5, 1.2, 1.8), "cfg-2": (2.0, 2.5, 1.0)}
+    made.given = [record(m, "fid", v, prompts=p) for m, vs in values.items() for p, v in zip(THREE, vs, strict=True)]
+    made.specs = [TableSpec(repeats=REPEATS)]
+    (table,) = tables.sweeps(made, "scale", ["fid"])
+    assert table.notes == [
+        "imagenet: the best of 3 evaluations (a, b, c), n images in each; the best has no interval",
+        "mean-of-three: the mean of 3 evaluations (a, b, c), n images in each",
+    ]
+    rows = list(csv.DictReader(io.StringIO(tables.render_sweeps(made, "scale", [], "csv"))))
+    assert [(r["prompts"], r["at"], r["value"], r["quantity"], json.loads(r["repeats"])) for r in rows[:2]] == [
+        ("imagenet", "1.0", "1.2", "best", {"a": 1.5, "b": 1.2, "c": 1.8}),
+        ("imagenet", "2.0", "1.0", "best", {"a": 2.0, "b": 2.5, "c": 1.0}),
+    ]
+    drawn: list[Figure] = []
+    monkeypatch.setattr(figures, "_written", lambda figure, path: drawn.append(figure))
+    tables.draw_sweeps(made, "scale", [], tmp_path / "a.png")
+    assert [axis.get_ylabel() for axis in drawn[0].axes] == [
+        "fid, best of 3 (lower is better)", "fid, mean of 3 (lower is better)",
+    ]
+    made.specs = []
+    assert tables.sweeps(made, "scale", ["fid"])[0].notes == []
+    tables.draw_sweeps(made, "scale", [], tmp_path / "a.png")
+    assert drawn[1].axes[0].get_ylabel() == "fid (lower is better)"
 
 
 def test_numbers_of_other_models_are_asked_for() -> None:

@@ -44,7 +44,27 @@ def test_a_grid_falls_from_end_to_end(steps: int, low: float, factor: float, rho
     grid = karras_grid(steps, low, low * factor, rho)
     assert len(grid) == steps
     assert all(a > b for a, b in pairwise(grid))
-    assert (grid[0], grid[-1]) == (pytest.approx(low * factor, rel=1e-9), pytest.approx(low, rel=1e-9))
+    assert (grid[0], grid[-1]) == (low * factor, low)  # themselves, without a last bit of rounding
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ends=st.lists(st.integers(0, 60), min_size=2, max_size=2, unique=True).map(sorted), more=st.integers(1, 20),
+    rho=st.floats(0.5, 20), off=st.sampled_from([1 - 1e-12, 1.0, 1 + 1e-12]),
+)
+def test_bounds_that_are_levels_choose_the_steps_between(ends: list[int], more: int, rho: float, off: float) -> None:
+    """However they were computed: the step at the upper bound is guided, that at the lower is not."""
+    (first, last), steps = ends, ends[1] + more
+    grid = karras_grid(steps, 0.002, 80, rho)
+    interval = CFG(2, sigma=(grid[last] * off, grid[first] * off))
+    assert [i for i, level in enumerate(grid) if interval.active(Step(i, steps, level, level))] == [*range(first, last)]
+
+
+@pytest.mark.parametrize("rho", [3, 5, 7, 9])
+def test_an_interval_that_ends_at_an_end_of_the_grid(rho: float) -> None:
+    grid = karras_grid(2, 0.002, 80, rho)
+    assert [CFG(2, sigma=(0.28, 80)).active(Step(i, 2, level, level)) for i, level in enumerate(grid)] == [True, False]
+    assert not CFG(2, sigma=(0.002, 80)).active(Step(1, 2, grid[1], grid[1]))
 
 
 def run(model: Toy, noise: Tensor, name: str = "heun", steps: int = 8, **grid: Any) -> Tensor:
@@ -205,6 +225,7 @@ def test_a_grid_that_makes_no_sense_is_refused(change: dict[str, Any], message: 
         (Sampler("heun", 8, rho=3, sigma_max=80), "noise level 80 lies outside of what the model was trained with"),
         (Sampler("heun", 8, rho=3, sigma_min=0.002), "noise level 0.002 lies outside"),
         (Sampler("heun", 8, rho=3, sigma_min=20), "sigma_min must be below sigma_max, got 20 and 14.6"),
+        (Sampler("heun", 8, rho=1e-3), r"rho 0\.001 gives noise levels that do not fall from 14\.6146 .* usual are 7"),
         (Sampler("heun", 8, sigma_min=0.03), "sigma_min means nothing without rho"),
         (Sampler("euler", 8, precision="float64"), "precision means nothing without rho"),
     ],
@@ -215,6 +236,21 @@ def test_what_stable_diffusion_cannot_sample_is_said(sampler: Sampler, message: 
         check_discrete(SD_SCHEDULE, sampler)
     with pytest.raises(HarnessError, match=message):
         Toy(gaussian).schedule(sampler)
+
+
+@pytest.mark.parametrize("rho", [1e-300, 0.005, 1e17])
+def test_a_rho_whose_levels_do_not_fall_is_refused(rho: float) -> None:
+    """Powers that are too large, and roots that are all 1."""
+    (problem,) = Exploding.sampler_problems(Sampler("heun", 4, rho=rho))
+    assert problem.startswith(f"sampler: rho {rho:g} gives noise levels that do not fall from 80 to 0.002 in floating")
+    with pytest.raises(HarnessError, match="do not fall"):
+        EDMSchedule(Exploding(gaussian, "sample"), Sampler("heun", 4, rho=rho), Grid())
+
+
+@pytest.mark.parametrize("rho", [0.1, 0.25, 0.3])
+def test_with_a_small_rho_all_levels_are_sampled(rho: float) -> None:
+    assert Exploding.sampler_problems(Sampler("heun", 4, rho=rho)) == []
+    assert torch.isfinite(run(Exploding(gaussian, "sample"), start(), steps=4, rho=rho)).all()
 
 
 def test_a_guidance_that_renoises_is_refused() -> None:
