@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness import registry, run
@@ -282,12 +283,22 @@ def _unlike_rows(ours: str, theirs: str, pair: _Pair, a: _Run, b: _Run) -> Itera
     if other:
         example = f"{other[0]} reads {texts[0][other[0]]!r} in {ours}, {texts[1][other[0]]!r} in {theirs}"
         yield f"prompts {label}: {len(other)} of the same id have another text: {example}"
+    classes = [_classes(source, place) for source, place in ((a, pair.first), (b, pair.other))]
+    other = [prompt for prompt in texts[0] if prompt in texts[1] and classes[0][prompt] != classes[1][prompt]]
+    if other:
+        example = f"{other[0]} has {classes[0][other[0]]} in {ours}, {classes[1][other[0]]} in {theirs}"
+        yield f"prompts {label}: {len(other)} of the same id have another class_label: {example}"
     seeds = [sorted(set(rows["seed"])) for rows in (one, two)]
     if seeds[0] != seeds[1]:
         yield f"seeds: {_listed(seeds[0])} in {ours}, {_listed(seeds[1])} in {theirs}"
     sizes = [_sizes(rows) for rows in (one, two)]
     if all(sizes) and sizes[0] != sizes[1]:
         yield f"resolution: {_listed(sizes[0])} in {ours}, {_listed(sizes[1])} in {theirs}"
+
+
+def _classes(source: _Run, place: tuple[str, str, str]) -> dict[str, int | None]:
+    """The class that each prompt of a cell gives."""
+    return {prompt.id: prompt.class_label for prompt in source.resolved.prompts[place[2]].prompts}
 
 
 def _cell(same: bool, pair: _Pair) -> str:
@@ -322,10 +333,12 @@ def _listed(items: Sequence[Any]) -> str:
 
 
 def _paired(a: _Run, b: _Run, pair: _Pair, head: Record, notes: list[str]) -> list[Record]:
-    """The records of two cells of runs, from their common (prompt, seed) pairs of the same text."""
+    """The records of two cells of runs, from their common (prompt, seed) pairs of the same text and class."""
     keys = ["prompt_id", "seed"]
     both = a.rows(pair.first).merge(b.rows(pair.other), on=keys, suffixes=("_against", ""))
-    both = both.loc[both["prompt"] == both["prompt_against"], keys]
+    one, two = _classes(a, pair.first), _classes(b, pair.other)
+    alike = np.array([one[prompt] == two[prompt] for prompt in both["prompt_id"]], bool)
+    both = both.loc[(both["prompt"] == both["prompt_against"]) & alike, keys]
     metrics = {label: info for label, info in b.outcome.metrics.items() if label in a.outcome.metrics}
     for label in sorted({*a.outcome.metrics} ^ {*b.outcome.metrics}):
         notes.append(f"{label}: in one of the two only")
