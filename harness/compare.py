@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness import registry, run
@@ -282,7 +283,7 @@ def _incomparable(first: _Side, other: _Side, pairs: Sequence[_Pair]) -> tuple[l
 
 
 def _unlike_rows(ours: str, theirs: str, pair: _Pair, a: _Run, b: _Run) -> Iterator[str]:
-    """What the images of two cells do not have in common: prompts, their texts and pictures, seeds, resolution."""
+    """What the images of two cells do not share: prompts, their texts, pictures and classes, seeds, resolution."""
     one, two = a.rows(pair.first), b.rows(pair.other)
     label = pair.first[2] if pair.first[2] == pair.other[2] else f"{pair.first[2]} and {pair.other[2]}"
     sets = a.resolved.prompts[pair.first[2]].id, b.resolved.prompts[pair.other[2]].id
@@ -305,6 +306,11 @@ def _unlike_rows(ours: str, theirs: str, pair: _Pair, a: _Run, b: _Run) -> Itera
         if other:
             said = f"{metric} compares {len(other)} of the same id with other pictures"
             yield f"prompts {label}: {said}: {_listed(other)}"
+    classes = [_classes(source, place) for source, place in ((a, pair.first), (b, pair.other))]
+    other = [prompt for prompt in texts[0] if prompt in texts[1] and classes[0][prompt] != classes[1][prompt]]
+    if other:
+        example = f"{other[0]} has {classes[0][other[0]]} in {ours}, {classes[1][other[0]]} in {theirs}"
+        yield f"prompts {label}: {len(other)} of the same id have another class_label: {example}"
     seeds = [sorted(set(rows["seed"])) for rows in (one, two)]
     if seeds[0] != seeds[1]:
         yield f"seeds: {_listed(seeds[0])} in {ours}, {_listed(seeds[1])} in {theirs}"
@@ -326,6 +332,11 @@ def _unequal(one: pd.Series, two: pd.Series) -> list[str]:
     """The ids of the prompts for which two things known by (prompt, seed) differ; what is not known is not counted."""
     both = pd.concat([one, two], axis=1, keys=["one", "two"], join="inner").dropna()
     return _unique(both.index[both["one"] != both["two"]].get_level_values(0))
+
+
+def _classes(source: _Run, place: tuple[str, str, str]) -> dict[str, int | None]:
+    """The class that each prompt of a cell gives."""
+    return {prompt.id: prompt.class_label for prompt in source.resolved.prompts[place[2]].prompts}
 
 
 def _cell(same: bool, pair: _Pair) -> str:
@@ -360,11 +371,13 @@ def _listed(items: Sequence[Any]) -> str:
 
 
 def _paired(a: _Run, b: _Run, pair: _Pair, head: Record, notes: list[str]) -> list[Record]:
-    """The records of two cells of runs, from their common (prompt, seed) pairs of the same text and picture."""
+    """The records of two cells of runs, from their common (prompt, seed) pairs of the same text, class and picture."""
     one, two = a.rows(pair.first), b.rows(pair.other)
     both = one.merge(two, on=PAIR, suffixes=("_against", ""))
-    other = _unequal(*(rows.set_index(PAIR)["picture"] for rows in (one, two)))
-    both = both.loc[(both["prompt"] == both["prompt_against"]) & ~both["prompt_id"].isin(other), PAIR]
+    repictured = {*_unequal(*(rows.set_index(PAIR)["picture"] for rows in (one, two)))}
+    classes = [_classes(source, place) for source, place in ((a, pair.first), (b, pair.other))]
+    alike = [p not in repictured and classes[0][p] == classes[1][p] for p in both["prompt_id"]]
+    both = both.loc[(both["prompt"] == both["prompt_against"]) & np.array(alike, bool), PAIR]
     metrics = {label: info for label, info in b.outcome.metrics.items() if label in a.outcome.metrics}
     for label in sorted({*a.outcome.metrics} ^ {*b.outcome.metrics}):
         notes.append(f"{label}: in one of the two only")

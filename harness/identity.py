@@ -32,11 +32,14 @@ def unequal(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, A
 
 
 def sample_id(
-    model_digest: str, method_digest: str, prompt_set: str, prompt_id: str, seed: int, seeding: str
+    model_digest: str, method_digest: str, prompt_set: str, prompt_id: str, seed: int, seeding: str,
+    class_label: int | None = None,
 ) -> str:
     """The 32 hex digits that name one sample.
 
     Labels, devices, workers, batches and paths have no part in it, so that the same sample has the same id
-    wherever it is made; an edited method or retrained model has another digest and so another id.
+    wherever it is made; an edited method or retrained model has another digest and so another id. The class
+    that the prompt gives, where it gives one, decides the image as much as they do.
     """
-    return digest([model_digest, method_digest, prompt_set, prompt_id, seed, seeding])[:32]
+    given = [] if class_label is None else [class_label]
+    return digest([model_digest, method_digest, prompt_set, prompt_id, seed, seeding, *given])[:32]

@@ -32,12 +32,14 @@ class Cell:
         return shard_size(self.batch)
 
     def sample_id(self, prompt_id: str, seed: int) -> str:
-        """The id of one of the cell's samples."""
+        """The id of one of the cell's samples; `prompt_id` is one of its set's."""
+        at = self._places[prompt_id]
         seeding = self.seeding
         if seeding == "published":  # the place in the micro-batch decides the image: harness.seeding.RowKey
-            batch, place = divmod(self._places[prompt_id], self.batch)
+            batch, place = divmod(at, self.batch)
             seeding = f"published/{place}" + ("" if batch else "/first")
-        return sample_id(self.model_digest, self.method_digest, self.prompt_set.id, prompt_id, seed, seeding)
+        label = self.prompt_set.prompts[at].class_label
+        return sample_id(self.model_digest, self.method_digest, self.prompt_set.id, prompt_id, seed, seeding, label)
 
     @cached_property
     def _places(self) -> dict[str, int]:

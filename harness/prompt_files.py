@@ -39,8 +39,9 @@ def read_file(path: Path, form: str, columns: dict[str, str], allow_empty: bool 
         columns: which column is `id`, `text`, `category`, `class_label`, `image`, `truth` (`*`: the whole row; `#`:
             the row's number). Empty: the text is looked for under prompt, text or caption in any case (a .txt file is
             a prompt a line), the id under id, the prompt's own picture under image (a path below the file's folder),
-            the truth under truth, or it is the whole row where that is GenEval's (tag, include). Without a column of
-            ids the row's place is the id: its number from 0, or `category/number` in a file divided into categories.
+            the class under class_label (in these letters), the truth under truth, or it is the whole row where that
+            is GenEval's (tag, include). Without a column of ids the row's place is the id: its number from 0, or
+            `category/number` in a file divided into categories.
         allow_empty: whether a prompt may be the empty text.
 
     Raises:
@@ -77,6 +78,8 @@ def _guess(path: Path, header: list[str]) -> dict[str, str]:
     if text is None:
         raise HarnessError(f"{path}: no column called prompt, text or caption; it has {str(header)[:200]}")
     roles: dict[str, str] = {role: lower[role] for role in ("id", "category", "image", "truth") if role in lower}
+    if "class_label" in header:
+        roles["class_label"] = "class_label"
     if {"tag", "include"} <= set(header):  # GenEval's own metadata
         roles |= {"category": "tag", "truth": WHOLE}
     return {"text": text} | roles

@@ -3,6 +3,7 @@
 What comes out is what a run is compared by (`definitions`) and what a worker is given (`harness.worker.Job`).
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from harness.noise.zero_order_search import ZeroOrderSearch
 from harness.orbit_pictures import to_compare
 from harness.plan import Cell
 from harness.prompts import PromptSet
+from harness.seeding import column_number
 from harness.weights import sha256_of
 
 # What a paired metric without `against` compares with; in its digest, so it changes with what is done to the picture.
@@ -167,7 +169,7 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
             lacking[f"prompts.{label}"] = str(error)
         except HarnessError as error:
             problems.append(f"prompts.{label}: {error}")
-    problems += _two_texts(prompts)
+    problems += _two_texts(prompts) + _one_noise(benchmark, prompts)
     if any(model.cls.reads_pictures for model in models.values()):
         problems += _two_pictures(prompts)
     problems += [
@@ -247,6 +249,34 @@ def _two_pictures(prompts: dict[str, PromptSet]) -> list[str]:
                     f"into a benchmark of another name"
                 )
                 break
+    return found
+
+
+def _one_noise(benchmark: Benchmark, prompts: dict[str, PromptSet]) -> list[str]:
+    """Under `column:NAME` row n at seed s and row n + 1 at seed s - 1 have one noise; where the prompts are alike too,
+    they are one image under two ids, which distances of distributions would count twice."""
+    if not benchmark.seeding.startswith("column:") or len(benchmark.seeds) == 1:
+        return []
+    gaps = {later - seed: (seed, later) for seed, later in itertools.combinations(sorted(benchmark.seeds), 2)}
+    found = []
+    for label, chosen in prompts.items():
+        try:
+            rows = {
+                (p.text, p.class_label, p.image, column_number(benchmark.seeding, chosen.id, p.id, p.columns)): p.id
+                for p in chosen.prompts
+            }
+        except HarnessError as error:
+            found.append(f"prompts.{label}: {error}")
+            continue
+        twice = next((
+            f"prompt {other!r} at seed {seed} and prompt {one!r} at seed {later} would be one image: both have the "
+            f"noise of {number + later}, and the same text and class"
+            for (text, given, image, number), one in rows.items() for gap, (seed, later) in gaps.items()
+            if (other := rows.get((text, given, image, number + gap))) is not None
+        ), None)
+        if twice is not None:
+            found.append(f"prompts.{label}: {twice}. Under 'seeding: {benchmark.seeding}' the rows are the seeds: "
+                         f"write 'seeds: [0]', and choose more rows for more images")
     return found
 
 

@@ -432,7 +432,7 @@ def _generate(work: _Work, cells: list[Cell]) -> None:
 
 def _score(work: _Work, cells: list[Cell]) -> None:
     wanted = {label: metric for label, metric in work.resolved.metrics.items() if metric.missing is None}
-    units = list(score_units(work.store, cells, wanted))
+    units = list(score_units(work.store, cells, wanted, work.resolved.cells()))
     work.do("score", [unit for unit, _ in units], sum(samples for _, samples in units), 0)
 
 
@@ -441,9 +441,13 @@ def _score(work: _Work, cells: list[Cell]) -> None:
 
 def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list[str]) -> Outcome:
     """Joins the planned samples with their scores, for tables; rows of an earlier, wider plan stay out."""
-    planned = {sample for cell in cells for sample in cell.sample_ids()}
+    by_place = {(cell.model, cell.method, cell.prompts): set(cell.sample_ids()) for cell in cells}
+    planned = set().union(*by_place.values())
     rows = store.read("images", columns=ROWS)
-    rows = rows[_among(rows, planned) & (rows["frame"] == 0)]
+    # By cell: what one label has no more, another of the same set may have.
+    places = zip(rows["model"], rows["method"], rows["prompts"], strict=True)
+    inside = [sample in by_place.get(place, ()) for sample, place in zip(rows["sample_id"], places, strict=True)]
+    rows = rows[np.array(inside, bool) & (rows["frame"] == 0)]
     place = {(cell.model, cell.method, cell.prompts): number for number, cell in enumerate(cells)}
     order = [place[key] for key in zip(rows["model"], rows["method"], rows["prompts"], strict=True)]
     rows = rows.assign(order=order).sort_values("order", kind="stable", ignore_index=True).drop(columns="order")

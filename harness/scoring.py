@@ -23,21 +23,28 @@ COLUMNS = ["sample_id", "prompt_id", "seed", "width", "height", "error"]
 
 
 def score_units(
-    store: Store, cells: Collection[Cell], wanted: dict[str, ResolvedMetric]
+    store: Store, cells: Collection[Cell], wanted: dict[str, ResolvedMetric], planned: Collection[Cell]
 ) -> Iterator[tuple[ScoreUnit, int]]:
-    """A unit for every part of images, with the metrics and features that it lacks, and its number of samples."""
+    """A unit for every part of images, with the metrics and features that it lacks, and its number of samples.
+
+    `planned` are all cells of the benchmark: what a sample is compared with may be of none of `cells`.
+    """
+    by_place = {(cell.model, cell.method, cell.prompts): cell for cell in planned}
     by_shelf = {m.metric.shelf: label for label, m in wanted.items() if isinstance(m.metric, DistributionMetric)}
     paired = {label: m.metric for label, m in wanted.items() if isinstance(m.metric, PairedMetric)}
 
     @cache
     def images_of(model: str, method: str, prompts: str) -> dict[tuple[str, int], Counterpart]:
-        """A cell's images by (prompt id, seed), whatever parts they lie in."""
+        """A cell's images by (prompt id, seed), whatever parts they lie in; none of a class that its prompt had."""
+        cell = by_place[model, method, prompts]
+        there = {prompt.id for prompt in cell.prompt_set.prompts}
         found = {}
         for part in store.parts("images", model=model, method=method, prompts=prompts):
             rows = store.read_part(part, COLUMNS)
             good = rows[rows["error"].isna()]
             for sample, prompt, seed in zip(good["sample_id"], good["prompt_id"], good["seed"], strict=True):
-                found[prompt, seed] = Counterpart(part, sample)
+                if prompt not in there or sample == cell.sample_id(prompt, seed):
+                    found[prompt, seed] = Counterpart(part, sample)
         return found
 
     for cell in cells:

@@ -60,10 +60,19 @@ def row_key(
         return RowKey(prompt_set, prompt_id, seed, literal=seed)
     if seeding == "published":
         return RowKey(prompt_set, prompt_id, seed, place=place % batch, first=place < batch)
+    return RowKey(prompt_set, prompt_id, seed, literal=column_number(seeding, prompt_set, prompt_id, columns) + seed)
+
+
+def column_number(seeding: str, prompt_set: str, prompt_id: str, columns: dict[str, object]) -> int:
+    """What a prompt's row has in the column of `column:NAME`; with the seed added it seeds the noise.
+
+    Raises:
+        HarnessError: the prompt has no such column, or its value is no whole number.
+    """
     column = seeding.removeprefix("column:")
     value = columns.get(column)
     try:
-        return RowKey(prompt_set, prompt_id, seed, literal=int(str(value)) + seed)
+        return int(str(value))
     except ValueError:
         known = ", ".join(sorted(columns)) or "none"
         raise HarnessError(

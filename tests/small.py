@@ -83,6 +83,8 @@ def small_folder(folder: Path) -> Path:
                                      if key != "trained"}))
     (folder / "prompts.txt").write_text("".join(f"thing {i}\n" for i in range(6)))
     (folder / "changed.txt").write_text("".join(f"{'other ' * (i == 1)}thing {i}\n" for i in range(6)))
+    classes = [{"prompt": f"thing {i}", "class_label": 7 if i == 1 else None} for i in range(6)]
+    (folder / "classes.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in classes))
     (folder / "small_plugins.py").write_text(PLUGINS)
     return folder
 

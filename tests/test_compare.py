@@ -30,6 +30,10 @@ OTHERS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"prompts": {"things": {"set": "things", "path": "changed.txt"}}, "seeds": [0, 1]},
         ["1 of the same id have another text: 1 reads 'thing 1' in base, 'other thing 1' in texts"],
     ),
+    "class": (
+        {"prompts": {"things": {"set": "things", "path": "classes.jsonl"}}, "seeds": [0, 1]},
+        ["1 of the same id have another class_label: 1 has None in base, 7 in class"],
+    ),
     "set": (
         {"prompts": {"things": {"set": "stuff", "path": "prompts.txt"}}, "seeds": [0, 1]},
         ["prompts things: the set things in base, stuff in set"],
@@ -151,7 +155,7 @@ def test_what_differs_is_refused_and_compared_anyway(
     found = compared(folder, "base", name, anyway=True)
     assert "common pairs only" in found.notes[0]
     assert all(text in found.notes[0] for text in expected)
-    pairs = {"fewer": 4, "texts": 10, "seeds": 6}.get(name, 12)
+    pairs = {"fewer": 4, "texts": 10, "class": 10, "seeds": 6}.get(name, 12)
     by_metric = {r["metric"]: r["n"] for r in found.records}
     assert by_metric["brightness"] == pairs
     assert by_metric.get("shift") == (None if name == "reference" else pairs)

@@ -75,6 +75,8 @@ def test_existing_samples_keep_their_identity() -> None:
     made = digest(method_identity(method))
     assert made == "75300cd09ca020eddcca9e6f181a3471ec3dad516891eb07edcc67ee79e62310"
     assert sample_id("0" * 64, made, "shapes", "3", 1, "identity") == "9771598af7f71342c02bb8dff7f886cc"
+    assert sample_id("0" * 64, made, "shapes", "3", 1, "identity", None) == "9771598af7f71342c02bb8dff7f886cc"
+    assert sample_id("0" * 64, made, "shapes", "3", 1, "identity", 0) == "360a60ee4252decb3c0ad65577703264"
     assert digest(method_identity(load_method())) == "cee14d1124fdf1bc34a882c2c80404d07aefd807917e428ecd72b083f627937c"
 
 

@@ -1,5 +1,7 @@
 """The plan: every sample once, the grid fixed, growth without re-cutting."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +54,17 @@ def test_a_name_in_use_is_not_written_over() -> None:
 
 def test_ids_do_not_depend_on_batch() -> None:
     assert list(cell(10, batch=1).sample_ids()) == list(cell(10, batch=7).sample_ids())
+
+
+def test_the_class_that_a_prompt_gives_is_a_part_of_its_ids() -> None:
+    def ids_of(*labels: int | None) -> list[str]:
+        made = tuple(Prompt(str(i), "thing", class_label=label) for i, label in enumerate(labels))
+        return list(replace(cell(1), prompt_set=PromptSet("set", made)).sample_ids())
+
+    assert ids_of(None, None) == list(cell(2).sample_ids())
+    none, zero, one = ids_of(None, 1), ids_of(0, 1), ids_of(1, 1)
+    assert len({none[0], zero[0], one[0]}) == 3
+    assert none[1] == zero[1] == one[1]
 
 
 def test_under_published_seeding_an_id_holds_the_place_that_decides_the_image() -> None:

@@ -35,6 +35,20 @@ def test_other_columns_are_kept_for_seeding_by_column(tmp_path: Path) -> None:
     assert row.columns == {"evaluation_seed": "5"}
 
 
+def test_a_class_is_recognised_by_the_name_of_its_column(tmp_path: Path) -> None:
+    lines = "".join(f'{{"prompt": "x", "class_label": {label}}}\n' for label in ("7", "null", "0"))
+    assert [p.class_label for p in read(tmp_path, "a.jsonl", lines)] == [7, None, 0]
+    row = read(tmp_path, "a.csv", "prompt,class_label,Class_Label\nx,30,5\n")[0]
+    assert (row.class_label, row.columns) == (30, {"Class_Label": "5"})
+
+
+@pytest.mark.parametrize("label", ["-1", "1.0", "red", ""])
+def test_what_is_no_class_is_refused_with_its_place(label: str, tmp_path: Path) -> None:
+    said = rf"a\.csv: row 1: class_label: expected a whole number from 0, got '{label}'"
+    with pytest.raises(HarnessError, match=said):
+        read(tmp_path, "a.csv", f"prompt,class_label\nx,0\ny,{label}\n")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness import cli, run
+from harness import benchmark, cli, run
 from harness.analysis import tables
 from harness.benchmark import TableSpec
 from harness.display import Display
 from harness.errors import HarnessError
+from harness.resolve import resolve
 from harness.store import DETERMINISTIC, Store
 from tests.analysis.world import world
 from tests.tiny import tiny_stable_diffusion
@@ -226,6 +228,11 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
         ({"methods": {"m": {"noise": {"nlg": {"weak": "network:small"}}}}}, ["methods.m", "needs a network 'small'"]),
         ({"methods": {"m": {"noise": {"nlg": {"weak": "small"}}}}}, ["methods.m", "weak must be", "'small'"]),
         ({"seeding": "published"}, ["seeding: 'published'", "no method", "variant: published"]),
+        (
+            {"prompts": {"s": {"set": "imagenet-seeds", "first": 3}}, "seeding": "column:seed", "seeds": [0, 1]},
+            ["prompts.s: prompt '1' at seed 0 and prompt '0' at seed 1 would be one image", "write 'seeds: [0]'"],
+        ),
+        ({"seeding": "column:number", "seeds": [0, 1]}, ["prompts.things: seeding: column 'number'", "whole number"]),
         ({"methods": {"m": {"noise": {"nowhere.at_all:Stage": {}}}}}, ["methods.m", "nowhere"]),
         ({"metrics": ["fid-shapes"]}, ["metrics.fid-shapes", "unknown metric"]),
         ({"sampler": {"name": "dimm", "steps": 2}}, ["dimm", "did you mean 'ddim'"]),
@@ -253,6 +260,26 @@ def test_bad_requests_are_refused_before_anything_runs(
     for part in expected:
         assert part in said
     assert not (folder / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "seeds", "twice"),
+    [
+        (["x,1,5", "y,1,6"], [0, 1], False),  # other texts
+        (["x,1,5", "x,2,6"], [0, 1], False),  # other classes
+        (["x,1,5", "x,1,6"], [0], False),
+        (["x,1,5", "x,1,8"], [0, 1, 5], False),
+        (["x,1,5", "y,1,6", "x,1,9"], [0, 1, 5], True),  # 9 + 1 = 5 + 5
+    ],
+)
+def test_rows_that_seed_the_noise_make_no_image_twice(
+    rows: list[str], seeds: list[int], twice: bool, folder: Path, weights: Path
+) -> None:
+    (folder / "numbers.csv").write_text("prompt,class_label,number\n" + "\n".join(rows))
+    path = write(folder, weights, prompts={"n": "numbers.csv"}, seeding="column:number", seeds=seeds)
+    refused = pytest.raises(HarnessError, match=r"prompts\.n: prompt '2' at seed 1 and prompt '0' at seed 5 would be")
+    with refused if twice else nullcontext():
+        resolve(benchmark.load(path), path)
 
 
 def test_a_resolution_that_the_model_cannot_do_is_refused(folder: Path, weights: Path) -> None:

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 import harness
+from harness import run
 from harness.diffusion.base import Sampler
 from harness.diffusion.edm2 import EDM2
 from harness.diffusion.edm2_images import DECODED_TOGETHER, Autoencoded
 from harness.diffusion.edm2_network import WEIGHTS
+from harness.display import Display
 from harness.errors import HarnessError
 from harness.prompts import Prompt
 from harness.store import Store
@@ -258,6 +260,43 @@ def test_every_method_runs_with_classes_drawn_and_given(
     assert (images["plain", "given"][0] != images["plain", "given"][1]).mean() > 0.1
     for method in ("cfg", "full", "auto", "nlg", "euler"):
         assert (images[method, "drawn"] != images["plain", "drawn"]).mean() > 0.1, method
+
+
+def test_a_class_that_changes_makes_other_samples(home: Path, tmp_path: Path) -> None:
+    path = benchmark(
+        tmp_path, home, {"plain": {}, "euler": METHODS["euler"]}, model={"networks": {}},
+        prompts={name: {"set": "same", "path": f"{name}.csv"} for name in ("one", "other")},
+        metrics=[{"ssim": {"against": "plain"}}],
+    )
+    (tmp_path / "other.csv").write_text("id,prompt,class_label\n0,thing,3\n1,thing,4\n")
+    store = Store(tmp_path / "runs" / "edm2")
+
+    def made(label: int) -> dict[tuple[str, str], list[str]]:
+        """The ids of (method, label of prompts); each of euler's is compared with plain's of the same class."""
+        (tmp_path / "one.csv").write_text(f"id,prompt,class_label\n0,thing,{label}\n1,thing,4\n")
+        with Display(quiet=True) as display:
+            outcome = run.run(path, results=tmp_path / "runs", display=display, workers=0)
+        assert outcome.failures == []
+        rows = outcome.rows.sort_values("prompt_id")
+        ids = rows.groupby(["method", "prompts"])["sample_id"].agg(list).to_dict()
+        scores = store.read("scores", "ssim", columns=["sample_id", "detail"])
+        details = dict(zip(scores["sample_id"], scores["detail"], strict=True))
+        for name in ("one", "other"):
+            assert [json.loads(details[sample])["reference"] for sample in ids["euler", name]] == ids["plain", name]
+        return ids
+
+    before, after = made(3), made(0)
+    for method in ("plain", "euler"):
+        assert before[method, "one"] == before[method, "other"] == after[method, "other"]
+        assert [one == other for one, other in zip(after[method, "one"], before[method, "one"], strict=True)] == [
+            False, True]
+    images = {row["sample_id"]: image for part in store.parts("images", method="plain", prompts="one")
+              for row, image in zip(*store.read_images(part), strict=True)}
+    assert len(images) == 3
+    changed, old = (images[ids["plain", "one"][0]] for ids in (after, before))
+    assert changed is not None
+    assert old is not None
+    assert (changed != old).mean() > 0.1
 
 
 @pytest.mark.parametrize(
