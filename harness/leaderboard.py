@@ -195,14 +195,16 @@ def _refuse(run_name: str, resolved: Resolved, outcome: run.Outcome) -> None:
 
 
 def selection(prompts: PromptSet) -> str:
-    """The digest of which prompts these are: their ids and texts, and the SHA-256 of their pictures, in any order."""
-    return digest(sorted([prompt.id, prompt.text, *_pictures(prompt)] for prompt in prompts.prompts))
+    """The digest of which prompts these are: their ids and texts, the classes that they give and the SHA-256 of their
+    pictures, in any order."""
+    return digest(sorted([prompt.id, prompt.text, *_beside_text(prompt)] for prompt in prompts.prompts))
 
 
-def _pictures(prompt: Prompt) -> list[str]:
-    """The SHA-256 of a prompt's own picture and of its orbit's, "" for one that is not there."""
+def _beside_text(prompt: Prompt) -> list[int | str]:
+    """The class that a prompt gives; the SHA-256 of its picture and of its orbit's, "" for one that is not there."""
+    given = [] if prompt.class_label is None else [prompt.class_label]
     own = [] if prompt.image is None else [prompt.image]
-    return [sha256_of(Path(path)) if Path(path).is_file() else "" for path in (*own, *orbit_of(prompt))]
+    return [*given, *(sha256_of(Path(path)) if Path(path).is_file() else "" for path in (*own, *orbit_of(prompt)))]
 
 
 def rows_of(store: Store, resolved: Resolved, outcome: run.Outcome) -> list[Row]:

@@ -282,6 +282,8 @@ def test_the_leaderboard_tells_prompts_with_other_pictures_apart(folder: Path) -
     assert selection() != before
     texts = prompts.PromptSet("p", (Prompt("b", "two"), Prompt("a", "one", truth={"include": []})))
     assert leaderboard.selection(texts) == digest([["a", "one"], ["b", "two"]])
+    classes = prompts.PromptSet("p", (Prompt("a", "one", class_label=0), Prompt("b", "two", class_label=3)))
+    assert leaderboard.selection(classes) == digest([["a", "one", 0], ["b", "two", 3]])
 
 
 @pytest.fixture
