@@ -79,7 +79,9 @@ def paired_distances(
     for store, cell in (first, second):
         ids, features = store.read_features(metric.shelf, model=cell.model, method=cell.method, prompts=cell.prompts)
         row = {sample: place for place, sample in enumerate(ids)}
-        known = {pair: row[cell.sample_id(*pair)] for pair in pairs if cell.sample_id(*pair) in row}
+        planned = {prompt.id for prompt in cell.prompt_set.prompts}
+        made = {pair: cell.sample_id(*pair) for pair in pairs if pair[0] in planned}
+        known = {pair: row[sample] for pair, sample in made.items() if sample in row}
         sides.append((features, known))
     common = sorted(set(sides[0][1]) & set(sides[1][1]))
     if not common:
