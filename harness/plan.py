@@ -38,8 +38,12 @@ class Cell:
         if seeding == "published":  # the place in the micro-batch decides the image: harness.seeding.RowKey
             batch, place = divmod(at, self.batch)
             seeding = f"published/{place}" + ("" if batch else "/first")
-        label = self.prompt_set.prompts[at].class_label
-        return sample_id(self.model_digest, self.method_digest, self.prompt_set.id, prompt_id, seed, seeding, label)
+        prompt = self.prompt_set.prompts[at]
+        if seeding.startswith("column:"):  # the row's number there decides the noise
+            seeding += f"/{prompt.columns.get(seeding.removeprefix('column:'))}"
+        return sample_id(
+            self.model_digest, self.method_digest, self.prompt_set.id, prompt_id, seed, seeding, prompt.class_label
+        )
 
     @cached_property
     def _places(self) -> dict[str, int]:

@@ -67,6 +67,15 @@ def test_the_class_that_a_prompt_gives_is_a_part_of_its_ids() -> None:
     assert none[1] == zero[1] == one[1]
 
 
+def test_the_number_that_seeds_a_row_is_a_part_of_its_id() -> None:
+    def ids_of(*numbers: int) -> list[str]:
+        made = tuple(Prompt(str(i), "thing", columns={"n": number}) for i, number in enumerate(numbers))
+        return list(replace(cell(1, seeding="column:n"), prompt_set=PromptSet("set", made)).sample_ids())
+
+    assert ids_of(5, 6)[0] == ids_of(5, 7)[0]
+    assert ids_of(5, 6)[1] != ids_of(5, 7)[1]
+
+
 def test_under_published_seeding_an_id_holds_the_place_that_decides_the_image() -> None:
     whole = cell(40, seeding="published")
     units = list(shards(whole))
