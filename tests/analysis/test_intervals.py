@@ -94,6 +94,8 @@ def test_the_mean_of_the_lowest_resamples_prompts(k):
     assert found.value == pytest.approx(point, abs=1e-12)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
     assert (found.n, found.clusters) == (120, 60)
+    moved = intervals.mean_of_lowest_interval(values[order] + 100, clusters[order], k, draws=20_000)
+    assert (moved.low, moved.high) == pytest.approx((found.low + 100, found.high + 100))
 
 
 def test_the_mean_of_more_than_there_are_is_the_mean_of_all():
@@ -117,6 +119,7 @@ def test_the_mean_of_the_lowest_of_many_prompts_takes_the_normal_limit(monkeypat
     rng = np.random.default_rng(12)
     clusters = np.arange(3000) // 2
     values = rng.normal(size=1500)[clusters] + 0.5 * rng.normal(size=3000)
+    monkeypatch.setattr(intervals, "MANY", 2000)
     slow = intervals.mean_of_lowest_interval(values, clusters, 300, draws=4000)
     monkeypatch.setattr(intervals, "MANY", 100)
     fast = intervals.mean_of_lowest_interval(values, clusters, 300, draws=4000)
