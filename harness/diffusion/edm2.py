@@ -113,13 +113,19 @@ class EDM2(VarianceExploding):
 
     @classmethod
     def prompt_problems(cls, folder: Path, prompts: Sequence[Prompt]) -> list[str]:
-        """The first class that the network does not know."""
+        """The first class that the network does not know; the first text that would be answered by a drawn class."""
         try:
             classes = edm2_folder.read(folder).network.classes
         except HarnessError:
             return []  # said by `problems`
-        wrong = [unknown_class(prompt, classes) for prompt in prompts]
-        return [next(text for text in wrong if text)] if any(wrong) else []
+        found = [text for prompt in prompts if (text := unknown_class(prompt, classes))][:1]
+        told = next((prompt for prompt in prompts if prompt.text and prompt.class_label is None), None)
+        if told is not None:
+            found.append(
+                f"family {cls.family!r} reads no texts, and prompt {told.id!r}, {told.text[:60]!r}, gives no class: "
+                f"add a column 'class_label'; a set whose classes are drawn, such as imagenet-seeds, has no texts"
+            )
+        return found
 
     @classmethod
     def network_problems(cls, folder: Path, kind: str, network: Path) -> list[str]:

@@ -191,11 +191,11 @@ def test_a_guide_must_fit(home: Path, tmp_path: Path) -> None:
 
 def benchmark(folder: Path, home: Path, methods: dict[str, Any], **change: Any) -> str:
     (folder / "classes.csv").write_text("id,prompt,label\n0,zero,0\n1,four,4\n")
-    (folder / "words.txt").write_text("one\ntwo\n")
+    (folder / "drawn.seeds").write_text("0-1\n")
     prompts: dict[str, Any] = {
         "given": {"set": "classes", "path": "classes.csv", "columns": {
             "id": "id", "text": "prompt", "class_label": "label"}},
-        "drawn": {"set": "words", "path": "words.txt"},
+        "drawn": {"set": "drawn", "path": "drawn.seeds"},
     }
     model = {"family": "edm2", "weights": str(home / "cond"), "batch": 2,
              "networks": {"guide": {"weights": str(home / "guide")}}}
@@ -318,6 +318,8 @@ def test_a_class_that_changes_makes_other_samples(home: Path, tmp_path: Path) ->
         ({"plain": {}}, {"prompts": {"far": {"set": "classes", "path": "classes.csv", "columns": {
             "id": "id", "text": "prompt", "class_label": "far"}}}},
          "prompts.far: with models.edm2: prompt '1': class_label 9 is none of this network's classes, 0 to 4"),
+        ({"plain": {}}, {"prompts": {"words": {"set": "classes", "path": "classes.csv"}}},
+         "prompts.words: with models.edm2: family 'edm2' reads no texts, and prompt '0', 'zero', gives no class"),
     ],
 )
 def test_what_a_benchmark_cannot_mean_is_said(
