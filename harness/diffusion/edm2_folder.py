@@ -3,7 +3,8 @@
 `config.json` holds the fields of `EDM2Config`, `_class_name` "EDM2Network", and how latents become images: `vae` (a Hub
 id or `builtin:NAME` whose `vae/`, or whose own root, is an autoencoder; null where the network makes RGB pixels) with
 `latent_mean` and `latent_std`, the statistics of the autoencoder's raw latents. `"trained": false` marks random
-weights. The parameters lie in `diffusion_pytorch_model.safetensors`, called as `EDM2Network.state_dict()` calls them.
+weights, `source` says what a folder was converted from; any other key is refused. The parameters lie in
+`diffusion_pytorch_model.safetensors`, called as `EDM2Network.state_dict()` calls them.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from harness import weights as weight_files
 from harness.diffusion import folders
 from harness.diffusion.edm2_network import CLASS, WEIGHTS, Block, EDM2Config, EDM2Network
 from harness.errors import HarnessError
+from harness.registry import nearest
 
 VAE = "vae"  # the sub-folder of an autoencoder in a pipeline
 KEYS = {field.name for field in fields(EDM2Config)}
+IMAGES = ("vae", "latent_mean", "latent_std")
+NOTES = ("_class_name", "trained", "source")  # what a folder says of itself; `source` is a conversion's
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ def read(folder: Path) -> EDM2Settings:
     """The settings of a folder.
 
     Raises:
-        HarnessError: there is no `config.json`, or it is not one of EDM2, or a value in it makes no sense.
+        HarnessError: there is no `config.json`, or it is not one of EDM2, or a key in it is unknown, or a value makes
+            no sense.
     """
     path = folder / "config.json"
     try:
@@ -56,10 +61,14 @@ def read(folder: Path) -> EDM2Settings:
     kind = found.get("_class_name") if isinstance(found, dict) else None
     if kind != CLASS:
         raise HarnessError(f"{path}: _class_name is {kind!r}, expected {CLASS!r}: these are no weights of EDM2")
+    known = [*sorted(KEYS), *IMAGES, *NOTES]
+    for key in found:
+        if key not in known:  # a misspelt key would leave its default, and make other images
+            raise HarnessError(f"{path}: unknown key {key!r}: {nearest(key, known)}")
     try:
         network = pydantic.TypeAdapter(EDM2Config).validate_python({key: found[key] for key in KEYS & found.keys()})
         settings = pydantic.TypeAdapter(EDM2Settings).validate_python({
-            "network": network, **{key: found[key] for key in ("vae", "latent_mean", "latent_std") if key in found},
+            "network": network, **{key: found[key] for key in IMAGES if key in found},
         })
     except pydantic.ValidationError as error:
         first = error.errors()[0]

@@ -131,7 +131,8 @@ def _train(rank: int, make: Callable[..., Stage], settings: Settings, port: int 
     path = checkpoint_path(settings, stage.name)
     step = 0
     if settings.resume and path.exists():
-        saved = torch.load(path, weights_only=True, map_location=device)
+        # To the CPU: torch.load takes no "cpu:0", which a process's device may be, and what follows copies anyway.
+        saved = torch.load(path, weights_only=True, map_location="cpu")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         torch._foreach_copy_(average, saved["ema"])

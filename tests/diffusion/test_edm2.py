@@ -151,6 +151,7 @@ def without(folder: Path, name: str) -> None:
         (lambda f: (f / "config.json").unlink(), "config.json is missing: expected a folder with config.json and"),
         (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda f: edit(f, _class_name="UNet2DConditionModel"), "'UNet2DConditionModel', expected 'EDM2Network'"),
+        (lambda f: edit(f, head_with=8), "config.json: unknown key 'head_with': did you mean 'head_width'"),
         (lambda f: edit(f, width="wide"), "width: Input should be a valid integer.*got 'wide'"),
         (lambda f: edit(f, width=0), "width must be at least 1, got 0"),
         (lambda f: edit(f, resolution=7), "resolution 7 cannot be halved 1 times"),

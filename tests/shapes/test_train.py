@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from harness.shapes import loop
 from harness.shapes.data import decode_facts, encode_facts, encode_scene, load_world, truth_table
 from harness.shapes.grammar import describe, prompt_captions, sample_scene
-from harness.shapes.loop import Settings, checkpoint_path, run_stage
+from harness.shapes.loop import Draws, Settings, Stage, checkpoint_path, run_stage
 from harness.shapes.tokenizer import WORDS, make_tokenizer, tokenize
 from harness.shapes.train import finish, stage_class, train
 from harness.shapes.train_text import swaps
@@ -68,6 +70,34 @@ def test_a_break_changes_nothing(stage: str, folder: Path, tmp_path: Path) -> No
     broken.stop_after = None
     run_stage(stage_class(stage), broken, quiet)
     assert digest(checkpoint_path(whole, stage)) == digest(checkpoint_path(broken, stage))
+
+
+class Toy(Stage):
+    """A stage without data."""
+
+    name = "toy"
+
+    def __init__(self, rank: int, device: str) -> None:
+        self.model = torch.nn.Linear(2, 1)
+
+    def loss(self, draws: Draws, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        return self.model(torch.randn(4, 2, generator=draws.torch)).square().mean(), {}
+
+    def samples(self) -> int:
+        return 4
+
+
+def test_a_process_of_several_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device of one of several processes on CPUs has an index, cpu:0."""
+    accelerator = SimpleNamespace(device=torch.device("cpu:0"), end_training=lambda: None)
+    monkeypatch.setattr(loop, "Accelerator", lambda cpu: accelerator)
+    quiet: Any = lambda event: None  # noqa: E731
+    whole, broken = (Settings(str(tmp_path / name), 2, processes=1) for name in ("whole", "broken"))
+    run_stage(Toy, whole, quiet)
+    broken.stop_after = 1
+    run_stage(Toy, broken, quiet)
+    run_stage(Toy, broken, quiet)
+    assert digest(checkpoint_path(whole, "toy")) == digest(checkpoint_path(broken, "toy"))
 
 
 def test_finished_parts_load(folder: Path) -> None:
