@@ -17,6 +17,7 @@ from harness.benchmark import Benchmark, MethodSpec, ModelSpec, named
 from harness.diffusion.base import Diffusion, Sampler
 from harness.diffusion.sampling import no_timesteps, no_unconditional
 from harness.errors import HarnessError, Lacking
+from harness.guidance.interval import Interval
 from harness.identity import digest
 from harness.method import Method, load_method, method_identity, no_gradient
 from harness.metrics.base import Metric, PairedMetric, SampleMetric
@@ -458,6 +459,10 @@ def _lacking(
         if wrong:
             found += [f"with models.{label}: {text}" for text in wrong]
             continue
+        if isinstance(method.method.guidance, Interval) and method.method.guidance.sigma is not None:
+            levels = cls.step_levels(model.folder if model else None, sampler)
+            nowhere = method.method.guidance.guides_nowhere(levels) if levels else None
+            found += [f"with models.{label}: guidance: {nowhere}"] if nowhere else []
         frames = cls.frames_of(model.folder) if model else None
         judge = metrics[method.judge].metric if method.judge is not None else None
         if frames is not None and frames > 1 and getattr(judge, "only_stills", False):

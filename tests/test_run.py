@@ -216,6 +216,10 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
         ({"methods": {"m": {"noise": {"nlg": {"steps": "many"}}}}}, ["methods.m", "'steps'", "many"]),
         ({"methods": {"m": {"noise": {"inversion_stability": {"candidates": 0}}}}}, ["methods.m", "candidates", "0"]),
         ({"methods": {"m": {"guidance": {"cfg": {"scale": 3, "steps": [8, 2]}}}}}, ["methods.m", "8", "2"]),
+        (
+            {"methods": {"m": {"guidance": {"cfg": {"scale": 3, "sigma": [20, None]}}}}},
+            ["methods.m: with models.sd", "sigma: [20.0, null]", "the nearest: 14.6146"],
+        ),
         ({"methods": {"m": {"noise": {"best_of_n": {"candidates": 2}}}}}, ["methods.m", "needs a judge"]),
         (
             {"methods": {"m": {"noise": {"best_of_n": {}}, "judge": "clipscore-shape"}}},

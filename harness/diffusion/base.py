@@ -230,6 +230,17 @@ class Diffusion(ABC):
         return []
 
     @classmethod
+    def step_levels(cls, folder: Path | None, sampler: Sampler) -> list[float]:
+        """The noise level (as `Step.sigma`) at which each solver step starts, found from the configuration files alone.
+
+        `folder` is None where the weights are not here. Empty where it cannot be known.
+
+        Raises:
+            HarnessError: there is no such grid, as `problems` says.
+        """
+        return []
+
+    @classmethod
     def prompt_problems(cls, folder: Path, prompts: Sequence[Prompt]) -> list[str]:
         """What these prompts ask that the model of `folder` cannot do."""
         return []

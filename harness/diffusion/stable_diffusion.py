@@ -23,7 +23,7 @@ from harness import flops
 from harness import weights as weight_files
 from harness.diffusion import folders
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.edm import check_discrete, discrete_schedule
+from harness.diffusion.edm import discrete_levels, discrete_schedule
 from harness.diffusion.levels import NoiseLevels
 from harness.diffusion.schedules import SOLVERS, build_scheduler
 from harness.diffusion.unets import UNets, self_attention, without_weights
@@ -137,12 +137,19 @@ class StableDiffusion(Diffusion):
         """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
         found = cls._folder_problems(folder, size)
         try:
-            check_discrete({**folders.config(folder, "scheduler"), **cls.mended}, sampler)
+            cls.step_levels(folder, sampler)
         except HarnessError as error:
             found.append(str(error))
         except (OSError, ValueError):
             pass  # the missing or unreadable file is among the problems already
         return found
+
+    @classmethod
+    def step_levels(cls, folder: Path | None, sampler: Sampler) -> list[float]:
+        """The noise level at which each solver step starts, found from the scheduler's configuration."""
+        if folder is None:
+            return []
+        return discrete_levels({**folders.config(folder, "scheduler"), **cls.mended}, sampler)
 
     @classmethod
     def network_problems(cls, folder: Path, kind: str, network: Path) -> list[str]:
