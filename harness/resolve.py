@@ -254,9 +254,9 @@ def _two_pictures(prompts: dict[str, PromptSet]) -> list[str]:
 
 
 def _one_noise(benchmark: Benchmark, prompts: dict[str, PromptSet]) -> list[str]:
-    """Under `column:NAME` row n at seed s and row n + 1 at seed s - 1 have one noise; where the prompts are alike too,
-    they are one image under two ids, which distances of distributions would count twice."""
-    if not benchmark.seeding.startswith("column:") or len(benchmark.seeds) == 1:
+    """Under `column:NAME` each row needs its number. Row n at seed s and row n + 1 at seed s - 1 have one noise; where
+    the prompts are alike too, they are one image under two ids, which distances of distributions would count twice."""
+    if not benchmark.seeding.startswith("column:"):
         return []
     gaps = {later - seed: (seed, later) for seed, later in itertools.combinations(sorted(benchmark.seeds), 2)}
     found = []

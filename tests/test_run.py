@@ -237,6 +237,10 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
             ["prompts.s: prompt '1' at seed 0 and prompt '0' at seed 1 would be one image", "write 'seeds: [0]'"],
         ),
         ({"seeding": "column:number", "seeds": [0, 1]}, ["prompts.things: seeding: column 'number'", "whole number"]),
+        (
+            {"prompts": {"s": {"set": "imagenet-seeds", "first": 3}}, "seeding": "column:sed"},
+            ["prompts.s: seeding: column 'sed' of prompt '0'", "extra columns of this set: seed"],
+        ),
         ({"methods": {"m": {"noise": {"nowhere.at_all:Stage": {}}}}}, ["methods.m", "nowhere"]),
         ({"metrics": ["fid-shapes"]}, ["metrics.fid-shapes", "unknown metric"]),
         ({"sampler": {"name": "dimm", "steps": 2}}, ["dimm", "did you mean 'ddim'"]),
