@@ -157,8 +157,9 @@ def test_published_seeding_gives_a_resumed_run_the_places_of_a_whole_one(
 def test_a_changed_definition_under_its_old_label_is_refused_with_the_difference(folder: Path, weights: Path) -> None:
     go(folder)
     before = images(folder)
-    write(folder, weights, methods={"cfg": {"guidance": {"cfg": {"scale": 4}}}})
-    pattern = r"methods\.cfg has changed(.|\n)*scale: was 3.*, now 4(.|\n)*--as(.|\n)*--replace"
+    write(folder, weights, methods={"cfg": {"guidance": {"cfg": {"scale": 4, "steps": [0, 1]}}}})
+    pattern = (r"methods\.cfg has changed.*\n.*scale: was 3.*, now 4.*\n.*steps: was left out, now \[0, 1\]\n.*"
+               r"--as(.|\n)*--replace")
     with pytest.raises(HarnessError, match=pattern):
         go(folder)
     pd.testing.assert_frame_equal(images(folder), before)
