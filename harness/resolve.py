@@ -492,9 +492,11 @@ def _lacking(
                 found += [f"with models.{label}: {text}" for text in cls.layer_problems(model.folder, layers)]
             for name in getattr(part, "needs_networks", ()):
                 if name not in ("main", *spec.networks):
+                    near = f" ({registry.nearest(name, list(spec.networks))})" if spec.networks else ""
+                    forms = " or ".join(f"'networks: {{{name}: {{{kind}: FOLDER}}}}'" for kind in cls.network_kinds)
                     found.append(
                         f"{type(part).__name__} needs a network {name!r}, which models.{label} does not have: add "
-                        f"'networks: {{{name}: {{lora: FOLDER}}}}' (or 'weights: FOLDER') to that block"
+                        f"{forms} to that block{near}"
                     )
     return found
 

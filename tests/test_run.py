@@ -230,7 +230,8 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
             {"methods": {"m": {"noise": {"noise_diffusion": {}}, "judge": "geneval-shapes"}}},
             ["methods.m", "NoiseDiffusion needs a judge with a gradient", "'geneval-shapes'"],
         ),
-        ({"methods": {"m": {"noise": {"nlg": {"weak": "network:small"}}}}}, ["methods.m", "needs a network 'small'"]),
+        ({"methods": {"m": {"noise": {"nlg": {"weak": "network:small"}}}}}, [
+            "methods.m", "needs a network 'small'", "{lora: FOLDER}}' to that block"]),
         ({"methods": {"m": {"noise": {"nlg": {"weak": "small"}}}}}, ["methods.m", "weak must be", "'small'"]),
         ({"seeding": "published"}, ["seeding: 'published'", "no method", "variant: published"]),
         (

@@ -187,6 +187,7 @@ class Diffusion(ABC):
     native: str  # "epsilon", "v_prediction" or "sample" (x0): what the network predicts
     networks: tuple[str, ...] = ("main",)
     requests: ClassVar[frozenset[str]] = frozenset({"cond", "uncond"})  # kinds of prediction it can give
+    network_kinds: ClassVar[tuple[str, ...]] = ("weights",)  # in which a block names further networks, where it may
     unconditional: ClassVar[str] = "main"  # the network that gives "uncond" predictions
     timesteps: ClassVar[bool] = True  # there are timesteps of training; else a timestep is a noise level
     reads_pictures: ClassVar[bool] = False  # a sample depends on the picture that its prompt names

@@ -44,6 +44,7 @@ class StableDiffusion(Diffusion):
     version = 1
     samplers = tuple(SOLVERS)
     requests: ClassVar[frozenset[str]] = frozenset({"cond", "uncond", "perturbed", "network"})
+    network_kinds: ClassVar[tuple[str, ...]] = ("weights", "lora")
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     # The pipeline mends scheduler configurations of 2022 in this way.
     mended: ClassVar[dict[str, Any]] = {"steps_offset": 1}
@@ -118,7 +119,7 @@ class StableDiffusion(Diffusion):
         return dtype
 
     def _add_network(self, folder: Path, name: str, block: dict[str, Any]) -> None:
-        kinds = [kind for kind in ("weights", "lora") if block.get(kind) is not None]
+        kinds = [kind for kind in self.network_kinds if block.get(kind) is not None]
         if len(kinds) != 1 or not block.keys() <= {"weights", "lora", "revision"}:
             raise HarnessError(f"networks.{name}: expected 'weights' or 'lora', and 'revision' if need be, got {block}")
         kind, = kinds

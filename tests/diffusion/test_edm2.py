@@ -307,6 +307,9 @@ def test_a_class_that_changes_makes_other_samples(home: Path, tmp_path: Path) ->
          "which this model does not have: add 'networks: {guide: {weights: FOLDER}}' to its block"),
         ({"back": {"noise": {"inversion_stability": {"inversion_scale": 0}}}}, {"model": {"networks": {}}},
          "methods.back: with models.edm2: family 'edm2' gives unconditional predictions by a second network"),
+        ({"auto": {"guidance": {"autoguidance": {"scale": 2, "network": "guid"}}}}, {},
+         "Autoguidance needs a network 'guid', which models.edm2 does not have: add "
+         "'networks: {guid: {weights: FOLDER}}' to that block (did you mean 'guide'?)"),
         ({"pag": {"guidance": {"pag": {"scale": 2}}}}, {}, "PAG needs perturbed predictions, which family 'edm2'"),
         ({"refined": {"noise": {"noise_refine": {"network": "guide"}}}}, {},
          "NoiseRefine works at a timestep of the model's training, which family 'edm2' does not have"),
