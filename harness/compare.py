@@ -354,7 +354,7 @@ def _unlike(one: Any, two: Any, ours: str, theirs: str) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = "left out" if value is None else repr(value)
     return text if len(text) <= 60 else text[:24] + "..." + text[-8:]
 
 

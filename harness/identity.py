@@ -23,7 +23,11 @@ def digest(value: Any) -> str:
 
 
 def unequal(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The leaves in which two structures differ: (where, the one, the other), keys joined by dots."""
+    """The leaves in which two structures differ: (where, the one, the other), keys joined by dots.
+
+    None stands for a key that is not there. A tuple is the list that JSON makes of it.
+    """
+    one, other = (list(value) if isinstance(value, tuple) else value for value in (one, other))
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted({*one, *other}):
             yield from unequal(one.get(key), other.get(key), f"{place}.{key}".lstrip("."))

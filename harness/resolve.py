@@ -17,6 +17,7 @@ from harness.benchmark import Benchmark, MethodSpec, ModelSpec, named
 from harness.diffusion.base import Diffusion, Sampler
 from harness.diffusion.sampling import no_timesteps, no_unconditional
 from harness.errors import HarnessError, Lacking
+from harness.guidance.interval import Interval
 from harness.identity import digest
 from harness.method import Method, load_method, method_identity, no_gradient
 from harness.metrics.base import Metric, PairedMetric, SampleMetric
@@ -253,9 +254,9 @@ def _two_pictures(prompts: dict[str, PromptSet]) -> list[str]:
 
 
 def _one_noise(benchmark: Benchmark, prompts: dict[str, PromptSet]) -> list[str]:
-    """Under `column:NAME` row n at seed s and row n + 1 at seed s - 1 have one noise; where the prompts are alike too,
-    they are one image under two ids, which distances of distributions would count twice."""
-    if not benchmark.seeding.startswith("column:") or len(benchmark.seeds) == 1:
+    """Under `column:NAME` each row needs its number. Row n at seed s and row n + 1 at seed s - 1 have one noise; where
+    the prompts are alike too, they are one image under two ids, which distances of distributions would count twice."""
+    if not benchmark.seeding.startswith("column:"):
         return []
     gaps = {later - seed: (seed, later) for seed, later in itertools.combinations(sorted(benchmark.seeds), 2)}
     found = []
@@ -458,6 +459,10 @@ def _lacking(
         if wrong:
             found += [f"with models.{label}: {text}" for text in wrong]
             continue
+        if isinstance(method.method.guidance, Interval) and method.method.guidance.sigma is not None:
+            levels = cls.step_levels(model.folder if model else None, sampler)
+            nowhere = method.method.guidance.guides_nowhere(levels) if levels else None
+            found += [f"with models.{label}: guidance: {nowhere}"] if nowhere else []
         frames = cls.frames_of(model.folder) if model else None
         judge = metrics[method.judge].metric if method.judge is not None else None
         if frames is not None and frames > 1 and getattr(judge, "only_stills", False):
@@ -487,9 +492,11 @@ def _lacking(
                 found += [f"with models.{label}: {text}" for text in cls.layer_problems(model.folder, layers)]
             for name in getattr(part, "needs_networks", ()):
                 if name not in ("main", *spec.networks):
+                    near = f" ({registry.nearest(name, list(spec.networks))})" if spec.networks else ""
+                    forms = " or ".join(f"'networks: {{{name}: {{{kind}: FOLDER}}}}'" for kind in cls.network_kinds)
                     found.append(
                         f"{type(part).__name__} needs a network {name!r}, which models.{label} does not have: add "
-                        f"'networks: {{{name}: {{lora: FOLDER}}}}' (or 'weights: FOLDER') to that block"
+                        f"{forms} to that block{near}"
                     )
     return found
 

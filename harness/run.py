@@ -267,7 +267,11 @@ def _same_pictures(store: Store, resolved: Resolved) -> None:
 
 def _difference(old: Any, new: Any) -> str:
     """The leaves in which two definitions differ, a line each."""
-    return "\n".join(f"  {place}: was {before!r}, now {now!r}" for place, before, now in unequal(old, new))
+    return "\n".join(f"  {place}: was {_said(before)}, now {_said(now)}" for place, before, now in unequal(old, new))
+
+
+def _said(value: Any) -> str:
+    return "left out" if value is None else repr(value)
 
 
 def _grown(

@@ -1,5 +1,6 @@
 """Seeds and digests: the vectors that every implementation must reproduce, and what they may depend on."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.identity import canonical_json, digest, sample_id, seed64
+from harness.identity import canonical_json, digest, sample_id, seed64, unequal
 from harness.method import load_method, method_identity
 from harness.seeding import RowKey, normals, row_key
 
@@ -49,6 +50,13 @@ def test_published_seeding_knows_the_place_and_draws_the_same_noise() -> None:
 
 def test_column_seeding_takes_the_number_from_the_prompt() -> None:
     assert row_key("column:evaluation_seed", "coco", "1", 0, {"evaluation_seed": "1234"}).literal == 1234
+
+
+def test_a_tuple_is_the_list_that_is_kept_of_it() -> None:
+    now = {"steps": (3, 5), "layers": ("mid",), "scale": 2.0}
+    assert list(unequal(json.loads(canonical_json(now)), now)) == []
+    assert list(unequal({"steps": [3, 4]}, now)) == [
+        ("layers", None, ["mid"]), ("scale", None, 2.0), ("steps", [3, 4], [3, 5])]
 
 
 @given(st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.booleans()), max_size=5))

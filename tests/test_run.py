@@ -157,8 +157,9 @@ def test_published_seeding_gives_a_resumed_run_the_places_of_a_whole_one(
 def test_a_changed_definition_under_its_old_label_is_refused_with_the_difference(folder: Path, weights: Path) -> None:
     go(folder)
     before = images(folder)
-    write(folder, weights, methods={"cfg": {"guidance": {"cfg": {"scale": 4}}}})
-    pattern = r"methods\.cfg has changed(.|\n)*scale: was 3.*, now 4(.|\n)*--as(.|\n)*--replace"
+    write(folder, weights, methods={"cfg": {"guidance": {"cfg": {"scale": 4, "steps": [0, 1]}}}})
+    pattern = (r"methods\.cfg has changed.*\n.*scale: was 3.*, now 4.*\n.*steps: was left out, now \[0, 1\]\n.*"
+               r"--as(.|\n)*--replace")
     with pytest.raises(HarnessError, match=pattern):
         go(folder)
     pd.testing.assert_frame_equal(images(folder), before)
@@ -216,6 +217,10 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
         ({"methods": {"m": {"noise": {"nlg": {"steps": "many"}}}}}, ["methods.m", "'steps'", "many"]),
         ({"methods": {"m": {"noise": {"inversion_stability": {"candidates": 0}}}}}, ["methods.m", "candidates", "0"]),
         ({"methods": {"m": {"guidance": {"cfg": {"scale": 3, "steps": [8, 2]}}}}}, ["methods.m", "8", "2"]),
+        (
+            {"methods": {"m": {"guidance": {"cfg": {"scale": 3, "sigma": [20, None]}}}}},
+            ["methods.m: with models.sd", "sigma: [20.0, null]", "the nearest: 14.6146"],
+        ),
         ({"methods": {"m": {"noise": {"best_of_n": {"candidates": 2}}}}}, ["methods.m", "needs a judge"]),
         (
             {"methods": {"m": {"noise": {"best_of_n": {}}, "judge": "clipscore-shape"}}},
@@ -225,7 +230,8 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
             {"methods": {"m": {"noise": {"noise_diffusion": {}}, "judge": "geneval-shapes"}}},
             ["methods.m", "NoiseDiffusion needs a judge with a gradient", "'geneval-shapes'"],
         ),
-        ({"methods": {"m": {"noise": {"nlg": {"weak": "network:small"}}}}}, ["methods.m", "needs a network 'small'"]),
+        ({"methods": {"m": {"noise": {"nlg": {"weak": "network:small"}}}}}, [
+            "methods.m", "needs a network 'small'", "{lora: FOLDER}}' to that block"]),
         ({"methods": {"m": {"noise": {"nlg": {"weak": "small"}}}}}, ["methods.m", "weak must be", "'small'"]),
         ({"seeding": "published"}, ["seeding: 'published'", "no method", "variant: published"]),
         (
@@ -233,6 +239,10 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
             ["prompts.s: prompt '1' at seed 0 and prompt '0' at seed 1 would be one image", "write 'seeds: [0]'"],
         ),
         ({"seeding": "column:number", "seeds": [0, 1]}, ["prompts.things: seeding: column 'number'", "whole number"]),
+        (
+            {"prompts": {"s": {"set": "imagenet-seeds", "first": 3}}, "seeding": "column:sed"},
+            ["prompts.s: seeding: column 'sed' of prompt '0'", "extra columns of this set: seed"],
+        ),
         ({"methods": {"m": {"noise": {"nowhere.at_all:Stage": {}}}}}, ["methods.m", "nowhere"]),
         ({"metrics": ["fid-shapes"]}, ["metrics.fid-shapes", "unknown metric"]),
         ({"sampler": {"name": "dimm", "steps": 2}}, ["dimm", "did you mean 'ddim'"]),

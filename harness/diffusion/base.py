@@ -187,6 +187,7 @@ class Diffusion(ABC):
     native: str  # "epsilon", "v_prediction" or "sample" (x0): what the network predicts
     networks: tuple[str, ...] = ("main",)
     requests: ClassVar[frozenset[str]] = frozenset({"cond", "uncond"})  # kinds of prediction it can give
+    network_kinds: ClassVar[tuple[str, ...]] = ("weights",)  # in which a block names further networks, where it may
     unconditional: ClassVar[str] = "main"  # the network that gives "uncond" predictions
     timesteps: ClassVar[bool] = True  # there are timesteps of training; else a timestep is a noise level
     reads_pictures: ClassVar[bool] = False  # a sample depends on the picture that its prompt names
@@ -227,6 +228,17 @@ class Diffusion(ABC):
     @classmethod
     def problems(cls, folder: Path, size: int | None, sampler: Sampler) -> list[str]:
         """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
+        return []
+
+    @classmethod
+    def step_levels(cls, folder: Path | None, sampler: Sampler) -> list[float]:
+        """The noise level (as `Step.sigma`) at which each solver step starts, found from the configuration files alone.
+
+        `folder` is None where the weights are not here. Empty where it cannot be known.
+
+        Raises:
+            HarnessError: there is no such grid, as `problems` says.
+        """
         return []
 
     @classmethod

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -96,6 +97,10 @@ def evaluations(sampler: Sampler, own: Grid, timestep: Timestep) -> list[tuple[S
     ]
 
 
+def _starts(placed: list[tuple[Step, float]]) -> list[float]:
+    return list({step.index: step.sigma for step, _ in placed}.values())
+
+
 class EDMSchedule(Schedule):
     """One batch's solver; its state is x0 + sigma * noise in the grid's precision.
 
@@ -109,8 +114,7 @@ class EDMSchedule(Schedule):
         placed = evaluations(sampler, own, timestep)
         self.evaluations = [step for step, _ in placed]
         self.levels = [level for _, level in placed]
-        starts = {step.index: step.sigma for step in self.evaluations}
-        self.arrivals = [*list(starts.values())[1:], 0.0]
+        self.arrivals = [*_starts(placed)[1:], 0.0]
         self._before: Tensor
         self._slope: Tensor
 
@@ -164,10 +168,15 @@ class VarianceExploding(Diffusion):
     def sampler_problems(cls, sampler: Sampler) -> list[str]:
         """What makes no sense of a sampler."""
         try:
-            evaluations(sampler, cls.grid, float)
+            cls.step_levels(None, sampler)
         except HarnessError as error:
             return [str(error)]
         return []
+
+    @classmethod
+    def step_levels(cls, folder: Path | None, sampler: Sampler) -> list[float]:
+        """The noise level at which each solver step starts: the sampler and the family alone decide."""
+        return _starts(evaluations(sampler, cls.grid, float))
 
 
 def discrete_schedule(model: Diffusion, config: dict[str, Any], levels: NoiseLevels, sampler: Sampler) -> Schedule:
@@ -178,13 +187,16 @@ def discrete_schedule(model: Diffusion, config: dict[str, Any], levels: NoiseLev
     return EDMSchedule(model, sampler, _own(levels), levels.timestep)
 
 
-def check_discrete(config: dict[str, Any], sampler: Sampler) -> None:
-    """Raises the HarnessError that `discrete_schedule` would raise of a model with this scheduler configuration."""
+def discrete_levels(config: dict[str, Any], sampler: Sampler) -> list[float]:
+    """The noise levels at which the steps of `discrete_schedule` start, of a model with this scheduler configuration.
+
+    Raises:
+        HarnessError: as `discrete_schedule`.
+    """
     if sampler.rho is None:
-        build_scheduler(config, sampler)
-    else:
-        levels = NoiseLevels(build_scheduler(config, Sampler()).alphas_cumprod)
-        evaluations(sampler, _own(levels), levels.timestep)
+        return DiffusersSchedule(config, sampler).starts
+    levels = NoiseLevels(build_scheduler(config, Sampler()).alphas_cumprod)
+    return _starts(evaluations(sampler, _own(levels), levels.timestep))
 
 
 def _own(levels: NoiseLevels) -> Grid:

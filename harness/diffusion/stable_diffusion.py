@@ -23,7 +23,7 @@ from harness import flops
 from harness import weights as weight_files
 from harness.diffusion import folders
 from harness.diffusion.base import Conditioning, Diffusion, Sampler, Schedule
-from harness.diffusion.edm import check_discrete, discrete_schedule
+from harness.diffusion.edm import discrete_levels, discrete_schedule
 from harness.diffusion.levels import NoiseLevels
 from harness.diffusion.schedules import SOLVERS, build_scheduler
 from harness.diffusion.unets import UNets, self_attention, without_weights
@@ -44,6 +44,7 @@ class StableDiffusion(Diffusion):
     version = 1
     samplers = tuple(SOLVERS)
     requests: ClassVar[frozenset[str]] = frozenset({"cond", "uncond", "perturbed", "network"})
+    network_kinds: ClassVar[tuple[str, ...]] = ("weights", "lora")
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     # The pipeline mends scheduler configurations of 2022 in this way.
     mended: ClassVar[dict[str, Any]] = {"steps_offset": 1}
@@ -118,7 +119,7 @@ class StableDiffusion(Diffusion):
         return dtype
 
     def _add_network(self, folder: Path, name: str, block: dict[str, Any]) -> None:
-        kinds = [kind for kind in ("weights", "lora") if block.get(kind) is not None]
+        kinds = [kind for kind in self.network_kinds if block.get(kind) is not None]
         if len(kinds) != 1 or not block.keys() <= {"weights", "lora", "revision"}:
             raise HarnessError(f"networks.{name}: expected 'weights' or 'lora', and 'revision' if need be, got {block}")
         kind, = kinds
@@ -137,12 +138,19 @@ class StableDiffusion(Diffusion):
         """What a benchmark asks that these weights cannot do, found from the configuration files alone."""
         found = cls._folder_problems(folder, size)
         try:
-            check_discrete({**folders.config(folder, "scheduler"), **cls.mended}, sampler)
+            cls.step_levels(folder, sampler)
         except HarnessError as error:
             found.append(str(error))
         except (OSError, ValueError):
             pass  # the missing or unreadable file is among the problems already
         return found
+
+    @classmethod
+    def step_levels(cls, folder: Path | None, sampler: Sampler) -> list[float]:
+        """The noise level at which each solver step starts, found from the scheduler's configuration."""
+        if folder is None:
+            return []
+        return discrete_levels({**folders.config(folder, "scheduler"), **cls.mended}, sampler)
 
     @classmethod
     def network_problems(cls, folder: Path, kind: str, network: Path) -> list[str]:

@@ -5,6 +5,7 @@ Diffusion Models", arXiv 2404.07724.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.diffusion.base import Sampler, Step
@@ -51,7 +52,21 @@ class Interval:
         if self.steps is not None and self.steps[1] >= sampler.steps:
             return [f"steps: [{self.steps[0]}, {self.steps[1]}] goes beyond the sampler's {sampler.steps} steps "
                     f"(0 to {sampler.steps - 1})"]
+        total = sampler.steps
+        if self.fraction is not None and not any(self.active(Step(i, total, math.nan, math.nan)) for i in range(total)):
+            near = _nearest([i / total for i in range(total)], self.fraction[0])
+            return [f"fraction: [{self.fraction[0]}, {self.fraction[1]}] holds none of the sampler's {total} steps; "
+                    f"the nearest: " + " and ".join(f"{round(place * total)}/{total}" for place in near)]
         return []
+
+    def guides_nowhere(self, levels: Sequence[float]) -> str | None:
+        """What to say where a sampler whose steps start at these noise levels is guided at none of them by `sigma`."""
+        if self.sigma is None or any(self.active(Step(i, len(levels), level, 0)) for i, level in enumerate(levels)):
+            return None
+        low, high = self.sigma
+        near = " and ".join(f"{level:.6g}" for level in _nearest(levels, low))
+        return (f"sigma: [{low}, {'null' if high is None else high}] holds none of the noise levels at which the "
+                f"sampler's {len(levels)} steps start, {levels[0]:.6g} down to {levels[-1]:.6g}; the nearest: {near}")
 
     def active(self, step: Step) -> bool:
         """Whether this step is guided."""
@@ -64,6 +79,12 @@ class Interval:
             place = step.index / step.total + ROUNDING  # 29/100 * 100 is 28.999...
             return self.fraction[0] <= place < self.fraction[1]
         return True
+
+
+def _nearest(places: Sequence[float], low: float) -> list[float]:
+    """Of places outside an interval from `low` the last below it and the first above it, where there are such."""
+    below, above = [place for place in places if place <= low], [place for place in places if place > low]
+    return [*([max(below)] if below else []), *([min(above)] if above else [])]
 
 
 def must_be_finite(name: str, value: float) -> None:

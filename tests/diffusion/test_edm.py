@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.diffusion.base import Conditioning, Sampler, Step
-from harness.diffusion.edm import EDMSchedule, Grid, check_discrete, karras_grid
+from harness.diffusion.edm import EDMSchedule, Grid, discrete_levels, karras_grid
 from harness.diffusion.inversion import invert
 from harness.diffusion.levels import NoiseLevels
 from harness.diffusion.sampling import sample
@@ -233,7 +233,7 @@ def test_a_grid_that_makes_no_sense_is_refused(change: dict[str, Any], message: 
 )
 def test_what_stable_diffusion_cannot_sample_is_said(sampler: Sampler, message: str) -> None:
     with pytest.raises(HarnessError, match=message):
-        check_discrete(SD_SCHEDULE, sampler)
+        discrete_levels(SD_SCHEDULE, sampler)
     with pytest.raises(HarnessError, match=message):
         Toy(gaussian).schedule(sampler)
 

@@ -308,6 +308,9 @@ def test_a_class_that_changes_makes_other_samples(home: Path, tmp_path: Path) ->
          "which this model does not have: add 'networks: {guide: {weights: FOLDER}}' to its block"),
         ({"back": {"noise": {"inversion_stability": {"inversion_scale": 0}}}}, {"model": {"networks": {}}},
          "methods.back: with models.edm2: family 'edm2' gives unconditional predictions by a second network"),
+        ({"auto": {"guidance": {"autoguidance": {"scale": 2, "network": "guid"}}}}, {},
+         "Autoguidance needs a network 'guid', which models.edm2 does not have: add "
+         "'networks: {guid: {weights: FOLDER}}' to that block (did you mean 'guide'?)"),
         ({"pag": {"guidance": {"pag": {"scale": 2}}}}, {}, "PAG needs perturbed predictions, which family 'edm2'"),
         ({"refined": {"noise": {"noise_refine": {"network": "guide"}}}}, {},
          "NoiseRefine works at a timestep of the model's training, which family 'edm2' does not have"),
@@ -315,6 +318,9 @@ def test_a_class_that_changes_makes_other_samples(home: Path, tmp_path: Path) ->
         ({"plain": {"sampler": {"name": "ddim"}}}, {}, "sampled by heun or euler, not by 'ddim'"),
         ({"plain": {"sampler": {"spacing": "leading"}}}, {}, "spacing 'leading' means nothing here"),
         ({"plain": {"sampler": {"sigma_min": 100}}}, {}, "sigma_min must be below sigma_max, got 100 and 80"),
+        ({"cfg": {"guidance": {"cfg": {"scale": 2, "sigma": [70, 75]}}}}, {},
+         "methods.cfg: with models.edm2: guidance: sigma: [70.0, 75.0] holds none of the noise levels at which the "
+         "sampler's 3 steps start, 80 down to 0.002; the nearest: 2.51522 and 80"),
         ({"plain": {}}, {"model": {"size": 64}}, "size: this network makes images of 32 pixels and no others, got 64"),
         ({"plain": {}}, {"prompts": {"far": {"set": "classes", "path": "classes.csv", "columns": {
             "id": "id", "text": "prompt", "class_label": "far"}}}},

@@ -60,6 +60,24 @@ def test_steps_beyond_the_sampler_are_a_problem() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fraction", "near"), [((0.41, 0.42), "1/4 and 2/4"), ((0.8, 1), "3/4"), ((0.25, 0.3), None), ((0, 1e-3), None)]
+)
+def test_a_fraction_without_a_step_is_a_problem(fraction: tuple[float, float], near: str | None) -> None:
+    found = CFG(5, fraction=fraction).problems(Sampler(steps=4))
+    assert [text.partition("; ")[2] for text in found] == ([f"the nearest: {near}"] if near else [])
+
+
+@pytest.mark.parametrize(
+    ("sigma", "near"),
+    [((70, 75), "21.1 and 80"), ((80, 100), "80"), ((100, None), "80"), ((0, 0.001), "0.002"),
+     ((0.002, 1), "0.002 and 2"), ((75, 80), None), ((21, None), None), ((0, 0.002), None)],
+)
+def test_noise_levels_without_a_step_are_a_problem(sigma: tuple[float, float | None], near: str | None) -> None:
+    found = CFG(5, sigma=sigma).guides_nowhere([80, 21.1, 2, 0.002])
+    assert (found or "").partition("80 down to 0.002; ")[2] == (f"the nearest: {near}" if near else "")
+
+
+@pytest.mark.parametrize(
     ("solver", "guidance", "nfe"),
     [
         ("ddim", NoGuidance(), 20),
