@@ -108,7 +108,10 @@ def _estimates(
 
     @lru_cache(maxsize=len(metrics) * (baselines + 1))
     def estimate(place: _Place, label: str) -> _Estimate:
-        return _estimate(metrics[label], side(place), references[label])
+        found = side(place)
+        if not len(found.features):
+            return _Estimate(0, None, _no_features(store, places[place], metrics[label]))
+        return _estimate(metrics[label], found, references[label])
 
     return estimate
 
@@ -123,9 +126,20 @@ def _side(store: Store, cell: Cell, shelf: str) -> _Side:
     return _Side(features[[row for _, row in keep]], [prompt_of[sample] for sample, _ in keep])
 
 
+def _no_features(store: Store, cell: Cell, metric: DistributionMetric) -> str:
+    """Why a cell without features has none."""
+    rows = store.read(
+        "images", columns=["sample_id", "frame", "error"], model=cell.model, method=cell.method, prompts=cell.prompts
+    )
+    frames = rows.loc[rows["error"].isna() & rows["sample_id"].isin(list(cell.sample_ids())), "frame"]
+    if frames.empty:
+        return "no images"
+    if metric.only_stills and frames.max() > 0:
+        return f"{metric.name} is defined for stills; these samples have {frames.max() + 1} frames"
+    return "no features of the images here; `harness score RUN` makes them, or says what they lack"
+
+
 def _estimate(metric: DistributionMetric, side: _Side, reference: Reference | None) -> _Estimate:
-    if not len(side.features):
-        return _Estimate(0, None, "no images")
     try:
         return _Estimate(len(side.features), metric.jackknife(side.features, side.prompts, reference), None)
     except ValueError as error:

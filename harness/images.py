@@ -4,7 +4,7 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from harness.errors import HarnessError
 
@@ -59,7 +59,12 @@ def decode(data: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
                 shown = shown.resize(size, Image.Resampling.LANCZOS)
             return np.asarray(shown)
     except Exception as error:  # Pillow raises a dozen kinds for broken files
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+        raise ValueError(unreadable(error)) from error
+
+
+def unreadable(error: Exception) -> str:
+    """Why Pillow cannot read the bytes of an image. It names what holds them, which is an address in memory."""
+    return "no format of images" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
 
 
 def on_white(image: Image.Image) -> Image.Image:

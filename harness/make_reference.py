@@ -20,6 +20,7 @@ from harness.display import Display
 from harness.errors import HarnessError
 from harness.exact import exact_float32
 from harness.frechet import Moments
+from harness.images import unreadable
 from harness.metrics.base import DistributionMetric
 from harness.metrics.reference import named_file, write_reference
 from harness.store import check_label
@@ -105,7 +106,9 @@ def _opened(place: str, data: bytes | np.ndarray, size: int | None, resample: st
         with Image.open(io.BytesIO(data)) if isinstance(data, bytes) else Image.fromarray(data) as image:
             pixels = image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds for a damaged file
-        raise HarnessError(f"{place} cannot be read as an image ({error}): mend it or take it away") from error
+        raise HarnessError(
+            f"{place} cannot be read as an image ({unreadable(error)}): mend it or take it away"
+        ) from error
     if size is not None:
         side = min(pixels.size)
         left, top = (pixels.width - side) // 2, (pixels.height - side) // 2

@@ -4,7 +4,7 @@ What comes out is what a run is compared by (`definitions`) and what a worker is
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -130,15 +130,19 @@ class Resolved:
         }
 
 
-def resolve(benchmark: Benchmark, source: Path, folders: Sequence[str] = ()) -> Resolved:
+def resolve(
+    benchmark: Benchmark, source: Path, folders: Sequence[str] = (), recorded: Collection[str] = ()
+) -> Resolved:
     """Finds and checks everything that a benchmark names.
 
-    Users' own plug-ins are looked for in `folders`, beside the benchmark file and in the current folder.
+    Users' own plug-ins are looked for in `folders`, beside the benchmark file and in the current folder. `recorded` are
+    the names of metrics that a run has already: they are not refused for being defined for stills alone, as what the
+    run holds besides can be read.
 
     Raises:
         HarnessError: all that is wrong or not on this machine, a line each, with file and key.
     """
-    return _resolve(benchmark, source, fetch=True, folders=folders)
+    return _resolve(benchmark, source, fetch=True, folders=folders, recorded=recorded)
 
 
 def survey(benchmark: Benchmark, source: Path) -> Resolved:
@@ -150,7 +154,9 @@ def survey(benchmark: Benchmark, source: Path) -> Resolved:
     return _resolve(benchmark, source, fetch=False)
 
 
-def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[str] = ()) -> Resolved:
+def _resolve(
+    benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[str] = (), recorded: Collection[str] = ()
+) -> Resolved:
     search = tuple(dict.fromkeys([*folders, str(source.parent.resolve()), str(Path.cwd())]))
     registry.look_in(search)
     problems: list[str] = []
@@ -179,6 +185,7 @@ def _resolve(benchmark: Benchmark, source: Path, fetch: bool, folders: Sequence[
         for text in model.cls.prompt_problems(model.folder, chosen.prompts)
     ]
     metrics = _metrics(benchmark, problems)
+    problems += _only_clips(benchmark, models, metrics, recorded)
     methods = {}
     for label, method in benchmark.methods.items():
         problems += [
@@ -366,6 +373,23 @@ def _metrics(benchmark: Benchmark, problems: list[str]) -> dict[str, ResolvedMet
     return found
 
 
+def _only_clips(
+    benchmark: Benchmark, models: dict[str, ResolvedModel], metrics: dict[str, ResolvedMetric],
+    recorded: Collection[str],
+) -> list[str]:
+    """The metrics of stills where every model makes clips, so that hours would be spent on images without a score."""
+    frames = {label: model.cls.frames_of(model.folder) for label, model in models.items()}
+    if len(frames) < len(benchmark.models) or 1 in frames.values():
+        return []
+    made = ", ".join(f"models.{label} makes clips of {count} frames" for label, count in frames.items())
+    asked = {named(entry)[0] for entry in benchmark.metrics} - set(recorded)
+    return [
+        f"metrics.{metric.name}: {label} is defined for stills, and {made}: leave it out, or take a metric of clips "
+        f"(ssim, lpips)"
+        for label, metric in metrics.items() if metric.name in asked and metric.metric.only_stills
+    ]
+
+
 def _compared(
     found: ResolvedMetric, benchmark: Benchmark, models: dict[str, ResolvedModel], methods: dict[str, ResolvedMethod],
     prompts: dict[str, PromptSet],
@@ -465,7 +489,7 @@ def _lacking(
             found += [f"with models.{label}: guidance: {nowhere}"] if nowhere else []
         frames = cls.frames_of(model.folder) if model else None
         judge = metrics[method.judge].metric if method.judge is not None else None
-        if frames is not None and frames > 1 and getattr(judge, "only_stills", False):
+        if frames is not None and frames > 1 and judge is not None and judge.only_stills:
             found.append(
                 f"judge {method.judge!r} is defined for stills, and family {spec.family!r} (models.{label}) "
                 f"makes clips of {frames} frames: take a judge that scores clips, or name models with 'models: [...]'"

@@ -172,10 +172,11 @@ def opened(run_name: str, results: Path, metrics: tuple[str, ...] = ()) -> tuple
     folders = kept.pop("folders", [])
     kept.pop("definitions")
     entries = _by_name(kept.get("metrics", []))
+    recorded = list(entries)
     for name, entry in _by_name(_entry(text) for text in metrics).items():
         entries[name] = entries.get(name, entry) if isinstance(entry, str) else entry
     kept["metrics"] = list(entries.values())
-    return store, resolve(benchmarks.parse(kept, str(root / "benchmark.yaml")), source, folders)
+    return store, resolve(benchmarks.parse(kept, str(root / "benchmark.yaml")), source, folders, recorded)
 
 
 def _entry(text: str) -> Any:

@@ -401,7 +401,7 @@ def _picture(wanted: tuple[str, tuple[int, int] | None]) -> np.ndarray | str:
     try:
         return decode(Path(path).read_bytes(), size)
     except (OSError, ValueError) as error:
-        return f"{path} cannot be read: {error}"
+        return f"{path} cannot be read ({error}); put a good PNG, JPEG or WebP file in its place"
 
 
 def _clip(pictures: Sequence[np.ndarray | str]) -> np.ndarray | str:

@@ -77,6 +77,26 @@ class Turntable(Diffusion):
         return 1000.0
 
 
+class Photograph(Turntable):
+    """The last of these frames alone, a still."""
+
+    family = "photograph"
+
+    @classmethod
+    def frames_of(cls, folder: Path) -> int:
+        return 1
+
+    @classmethod
+    def load(cls, weights: str, **given: Any) -> "Photograph":  # type: ignore[override]
+        model = super().load(weights, **given)
+        model.latent_shape = (1, *model.latent_shape[1:])
+        assert isinstance(model, cls)
+        return model
+
+    def _clip(self, prompt: Prompt) -> Tensor:
+        return super()._clip(prompt)[-1:]
+
+
 def turntable_weights(folder: Path) -> Path:
     """What a benchmark needs of a model's folder."""
     folder.mkdir(parents=True)

@@ -139,15 +139,43 @@ def test_a_clip_is_compared_with_the_other_method_s_frame_by_frame(made: Path) -
 
 
 def test_other_metrics_get_the_whole_clip_and_those_of_stills_say_that_they_are(folder: Path) -> None:
-    write(folder, metrics=["tests.fakes:Brightness", "tests.fakes:Colours", "geneval-shapes"], tables=[{}])
-    outcome = go(folder)
+    kept = yaml.safe_load((folder / "clips.yaml").read_text())["models"]
+    still = kept["turntable"] | {"family": "tests.clips:Photograph"}
+    asked = ["tests.fakes:Brightness", "tests.fakes:Colours", "geneval-shapes"]
+    write(folder, models=kept | {"photograph": still}, methods={"plain": {}}, metrics=asked, tables=[{}])
     means = [clip.mean() for clip in clips(folder, "plain").values()]
-    found = {record["metric"]: record for record in outcome.records if record["method"] == "plain"}
-    assert found["brightness"]["value"] == pytest.approx(np.mean(means))
-    assert found["colours-distance"]["n"] == 6
-    assert found["geneval-shapes"]["value"] is None
-    assert "geneval-shapes is defined for stills; these samples have 4 frames" in found["geneval-shapes"]["reason"]
-    assert len(outcome.failures) == 12
+    outcome = go(folder)
+    of = {(record["model"], record["metric"]): record for record in outcome.records}
+    assert of["turntable", "brightness"]["value"] == pytest.approx(np.mean(means))
+    assert of["turntable", "colours-distance"]["n"] == of["photograph", "colours-distance"]["n"] == 6
+    said = {model: of[model, "geneval-shapes"]["reason"] for model in ("turntable", "photograph")}
+    assert of["turntable", "geneval-shapes"]["value"] is None
+    assert "geneval-shapes is defined for stills; these samples have 4 frames" in said["turntable"]
+    assert "defined for stills" not in str(said["photograph"])
+
+
+def test_metrics_of_stills_are_refused_where_all_models_make_clips(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a run that has one from before, what was made can still be read."""
+    write(folder, metrics=["ssim", "geneval-shapes", "fd-shapes-clip", "inception-score"])
+    with pytest.raises(HarnessError) as caught:
+        go(folder)
+    said = str(caught.value)
+    for label in ("geneval-shapes", "fd-shapes-clip", "inception-score"):
+        assert f"metrics.{label}: {label} is defined for stills, and models.turntable makes clips of 4" in said
+    assert len(said.splitlines()) == 3
+    code, _, errors = harness(capsys, "check", str(folder / "clips.yaml"))
+    assert (code, "metrics.geneval-shapes: " in errors) == (2, True)
+    with pytest.raises(HarnessError, match="geneval-shapes is defined for stills"), Display(quiet=True) as display:
+        run.score("clips", results=folder / "results", display=display, metrics=("geneval-shapes",), workers=0)
+    kept = folder / "results" / "clips" / "benchmark.yaml"
+    old = yaml.safe_load(kept.read_text())
+    kept.write_text(yaml.safe_dump(old | {"metrics": [*old["metrics"], "geneval-shapes", "fd-shapes-clip"]}))
+    found = run.table("clips", results=folder / "results").records
+    of = {record["metric"]: record for record in found if record["method"] == "plain"}
+    assert of["ssim"]["n"] == 6
+    assert of["fd-shapes-clip"]["reason"] == "fd-shapes-clip is defined for stills; these samples have 4 frames"
 
 
 # ---- resuming, growing, reading elsewhere ----

@@ -168,7 +168,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     refused(folder, "both image files and Parquet files")
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pq.write_table(pa.table({"image": pa.array([{"bytes": b"no", "path": None}], kind)}), table)
-    refused(table, r"t\.parquet, row 0 cannot be read")
+    refused(table, r"t\.parquet, row 0 cannot be read as an image \(no format of images\)")
     with pytest.raises(HarnessError, match="cannot name a folder"):
         make_reference("../mine", folder, FD)
 

@@ -408,7 +408,8 @@ def test_a_pair_that_cannot_be_compared_costs_its_row(worker: Worker, tmp_path: 
     assert "the image of sample model-0-0-0-0 is damaged" in errors[0]
     assert errors[1] == "there is no image by 'best' to compare with"
     assert "an image of 8 x 8 pixels cannot be compared with an image of 20 x 30 pixels" in errors[2]
-    assert "text.png cannot be read" in errors[3]
+    wanted = "text.png cannot be read (no format of images); put a good PNG, JPEG or WebP file in its place"
+    assert errors[3] == str(tmp_path / wanted)
 
 
 def test_samples_that_are_not_asked_for_get_no_row_and_lost_parts_cost_theirs(worker: Worker, tmp_path: Path) -> None:

@@ -137,6 +137,9 @@ def lay_out(
             table.note(f"{label} depends on n: rows of different n must not be compared")
     for text in said(mine):
         table.note(text)
+    made = [r for r in mine if "repeats" in r]
+    if made and "prompts" not in table.labels:  # then all rows have this label, and none tells it
+        table.title = f"{made[0]['prompts']}: {made[0]['quantity']} of {len(made[0]['repeats'])}"
     _beside(table, places, theirs, [*own, "average", *PRINTED_COSTS.values()])
     return table
 

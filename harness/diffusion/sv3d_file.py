@@ -60,9 +60,7 @@ def _opened(path: Path) -> Any:
     except (OSError, SafetensorError) as error:
         if isinstance(error, SafetensorError) and _begins_as_a_pickle(path):
             raise HarnessError(pickled) from error
-        raise HarnessError(
-            f"{path} cannot be opened as safetensors ({error}): it is missing, cut or damaged; fetch {FILE} again"
-        ) from error
+        raise HarnessError(f"{path} is no whole safetensors file ({error}): get it again from where it came") from error
 
 
 def _begins_as_a_pickle(path: Path) -> bool:
@@ -79,7 +77,9 @@ def parts(shapes: Shapes, path: Path) -> list[Part]:
     try:
         return _parts(shapes, path)
     except KeyError as error:
-        raise HarnessError(f"{path} is not whole: it lacks the key {error.args[0]!r}; fetch {FILE} again") from error
+        raise HarnessError(
+            f"{path} is not whole: it lacks the key {error.args[0]!r}; get it again from where it came"
+        ) from error
     except (IndexError, ValueError, ArithmeticError, RuntimeError, StrictDataclassError) as error:
         raise HarnessError(f"{path}: the shapes of its weights do not fit together ({error}); expected {FILE}"
                            ) from error

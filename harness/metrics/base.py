@@ -41,6 +41,7 @@ class Metric(ABC):
     # How rows become a cell's value. "mean_of_groups": the unweighted mean of the categories' means;
     # "mean_of_lowest": the mean of the lowest values, as many as the metric's field `lowest: int` says.
     aggregation: ClassVar[str] = "mean"
+    only_stills: ClassVar[bool] = False  # not defined for clips: no judge of them, and no metric of clips alone
     batch = 32  # images a worker gives it at once; a field of this name (with metadata=HOW) lets the YAML say it
 
     def artifacts(self) -> dict[str, str]:
@@ -85,7 +86,6 @@ class SampleMetric(Metric):
     """A value for each image."""
 
     kind = "sample"
-    only_stills: ClassVar[bool] = False  # not defined for clips: no judge of them
 
     @abstractmethod
     def score(self, images: np.ndarray, prompts: Sequence[Prompt]) -> Scores:

@@ -37,6 +37,7 @@ class CMMD(GaussianMMD, FeatureMetric):
     """1000 times the squared MMD of embeddings of length 1, kernel Gaussian with σ = 10, the diagonals included."""
 
     name: ClassVar[str] = "cmmd"
+    only_stills: ClassVar[bool] = True
     extractor: ClassVar[str] = "clip-l-14-336"
     preprocessing: ClassVar[str] = "clip-336"
     needs_features: ClassVar[bool] = True

@@ -50,6 +50,7 @@ class FDDINOv2(Frechet, FeatureMetric):
     """With dgm-eval's preprocessing."""
 
     name: ClassVar[str] = "fd-dinov2"
+    only_stills: ClassVar[bool] = True
     extractor: ClassVar[str] = "dinov2"
     preprocessing: ClassVar[str] = "dinov2-pil-224"
     resize = staticmethod(pillow_resize)

@@ -27,6 +27,7 @@ from harness.weights import content_digest, is_trained, sha256_of
 class _ShapesCLIP(DistributionMetric):
     """What both have in common: the features (projected embeddings, not normalised) and the reference."""
 
+    only_stills: ClassVar[bool] = True
     extractor: ClassVar[str] = "shapes-clip"
     preprocessing: ClassVar[str] = "shapes-clip"
     version: ClassVar[int] = 1

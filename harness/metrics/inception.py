@@ -59,6 +59,7 @@ def clean_resize(images: Tensor) -> Tensor:
 class Inception(FeatureMetric):
     """A metric on the 2048 features of the last pooling layer, the resize being TensorFlow's."""
 
+    only_stills: ClassVar[bool] = True
     extractor: ClassVar[str] = "inception"
     preprocessing: ClassVar[str] = "tf1-bilinear-299"
     resize = staticmethod(tensorflow_resize)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness.analysis.records import MetricInfo, Record
 from harness.analysis.repeats import combined
 from harness.analysis.tables import TableSpec
 from harness.errors import HarnessError
-from tests.analysis.test_published_tables import published
+from tests.analysis.test_published_tables import on_terminal, published
 from tests.analysis.test_sweep import outcome, record
 
 METRICS = {"fid": MetricInfo("fid", "f", kind="distribution", higher_is_better=False)}
@@ -68,6 +69,10 @@ def test_a_table_beside_published_rows_of_our_models_and_of_others() -> None:
     texts = {tuple(labels): [cell.text for cell in cells[:4]] for labels, cells in table.rows}
     assert texts == {("s", "m"): ["1.25", "1.200 [–]", "-0.050", "50"], ("dit", "m"): ["2.40", "–", "–", "–"]}
     assert table.notes == ["imagenet: the best of 3 evaluations (a, b, c), n images in each; the best has no interval"]
+    assert table.title == "imagenet: best of 3"
+    assert "imagenet: best of 3 · method m" in "".join(on_terminal(100, table))
+    assert tables.laid_out(made, replace(spec, rows=["prompts", "method"]))[0].title == ""  # a column says it
+    assert "**imagenet: best of 3**\n" in tables.render(made, spec, "markdown")
     for form, text in (("markdown", "| dit | m | 2.40 |"), ("latex", "dit & m & 2.40"), ("html", "<th>dit</th>")):
         assert text in tables.render(made, spec, form)
     rows = list(csv.DictReader(io.StringIO(tables.render(made, spec, "csv"))))

@@ -208,9 +208,12 @@ def test_pickled_cut_and_missing_files_are_refused_and_nothing_is_written(file: 
     shutil.copy(file, tmp_path / "named.ckpt")
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-4])
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights at all")
+    whole = r"is no whole safetensors file \(.*\): get it again from where it came"
     for name, said in {
-        "pickled.safetensors": "is a pickle", "named.ckpt": "is a pickle", "cut.safetensors": "cut or damaged",
-        "none.safetensors": "missing", "other.safetensors": "no keys that begin with",
+        "pickled.safetensors": "is a pickle", "named.ckpt": "is a pickle", "cut.safetensors": whole,
+        "text.safetensors": whole, "none.safetensors": "No such file",
+        "other.safetensors": "no keys that begin with",
     }.items():
         with pytest.raises(HarnessError, match=said):
             sv3d_file.convert(tmp_path / name, tmp_path / "converted")
