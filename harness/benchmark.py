@@ -220,7 +220,8 @@ class Benchmark(Strict):
     paper: Paper | None = None
     models: dict[str, ModelSpec] = Field(min_length=1)
     prompts: dict[str, PromptSpec] = Field(min_length=1)
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    # At most what a row of the results holds; torch's generators take as much.
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**63 - 1)]], Field(min_length=1)] = [0]
     seeding: str = "identity"
     sampler: dict[str, Any] = {}
     methods: dict[str, MethodSpec] = Field(min_length=1)

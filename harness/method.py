@@ -103,7 +103,7 @@ class Method:
         if self.judge is not None and getattr(self.stage, "needs_gradient", False) and not self.judge.has_gradient:
             raise HarnessError(no_gradient(self.stage, self.judge))
         if getattr(self.stage, "needs_timesteps", False) and not model.timesteps:
-            raise HarnessError(no_timesteps(type(self.stage).__name__, model.family))
+            raise HarnessError(no_timesteps(self.stage, model.family))
         counter = Counter(len(prompts))
         before, model.counter = model.counter, counter
         try:

@@ -508,7 +508,7 @@ def _lacking(
                 )
                 continue
             if getattr(part, "needs_timesteps", False) and not cls.timesteps:
-                found.append(f"with models.{label}: {no_timesteps(type(part).__name__, spec.family)}")
+                found.append(f"with models.{label}: {no_timesteps(part, spec.family)}")
             if "uncond" in getattr(part, "needs", ()) and cls.unconditional not in ("main", *spec.networks):
                 found.append(f"with models.{label}: {no_unconditional(spec.family, cls.unconditional)}")
             layers = getattr(part, "needs_layers", ())

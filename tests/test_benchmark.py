@@ -53,6 +53,8 @@ def test_a_good_file_is_accepted() -> None:
         ({"prompts": {"p": {"set": "s", "first": 3, "sample": 3}}}, ["prompts.p", "not both"]),
         ({"seeds": [0, 1, 0]}, ["seeds", "seed 0 is listed twice"]),
         ({"seeds": ["one"]}, ["seeds.0", "one"]),
+        ({"seeds": [-1]}, ["seeds.0", "greater than or equal to 0, got -1"]),
+        ({"seeds": [0, 2**63]}, ["seeds.1", f"less than or equal to {2**63 - 1}, got {2**63}"]),
         ({"seeding": "random"}, ["seeding", "identity", "random"]),
         ({"metrics": ["a", "a"]}, ["metric 'a' is listed twice"]),
         ({"methods": {"m": {"gidance": "cfg"}}}, ["methods.m.gidance", "'guidance'"]),

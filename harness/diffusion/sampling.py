@@ -50,8 +50,10 @@ def no_unconditional(family: str, network: str) -> str:
             f"does not have: add 'networks: {{{network}: {{weights: FOLDER}}}}' to its block")
 
 
-def no_timesteps(what: str, family: str) -> str:
-    """What to say of a method that asks for a timestep of training where there are none."""
+def no_timesteps(part: object, family: str) -> str:
+    """What to say of a part of a method that asks for a timestep of training where there are none."""
+    variant = getattr(part, "variant", None)
+    what = type(part).__name__ + (f" with 'variant: {variant}'" if variant else "")
     return f"{what} works at a timestep of the model's training, which family {family!r} does not have"
 
 
