@@ -206,7 +206,7 @@ def load_method(
     """
     stage = _build("noise", noise, "gaussian")
     guide = _build("guidance", guidance, "none")
-    chosen = sampler if isinstance(sampler, Sampler) else _sampler(sampler or {})
+    chosen = sampler if isinstance(sampler, Sampler) else load_sampler(sampler or {})
     problems = guide.problems(chosen) if hasattr(guide, "problems") else []
     if problems:
         raise HarnessError("guidance: " + "; ".join(problems))
@@ -231,7 +231,12 @@ def _build(kind: str, given: Any, default: str) -> Any:
     raise HarnessError(f"{kind}: expected a name or {{name: parameters}}, got {given!r}")
 
 
-def _sampler(given: Any) -> Sampler:
+def load_sampler(given: Any) -> Sampler:
+    """A sampler from the mapping of the YAML.
+
+    Raises:
+        HarnessError: an unknown setting, or a value that makes no sense.
+    """
     if not isinstance(given, dict):
         raise HarnessError(f"sampler: expected a mapping with name, steps and spacing, got {given!r}")
     known = [setting.name for setting in fields(Sampler)]
@@ -243,6 +248,8 @@ def _sampler(given: Any) -> Sampler:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(["sampler", *map(str, first["loc"])])
+        if first["type"] == "value_error":  # says what it got
+            raise HarnessError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from error
         raise HarnessError(f"{place}: {first['msg']}, got {first['input']!r}") from error
 
 

@@ -220,8 +220,9 @@ def build(kind: str, name: str, parameters: dict[str, Any]) -> Any:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         given = f", got {first['input']!r}" if place else ""
+        message = first["msg"].removeprefix("Value error, ")
         raise HarnessError(
-            f"{kind} {name!r}{': parameter ' + repr(place) if place else ''}: {first['msg']}{given}"
+            f"{kind} {name!r}{': parameter ' + repr(place) if place else ''}: {message}{given}"
         ) from error
 
 

@@ -19,7 +19,7 @@ from harness.diffusion.sampling import no_timesteps, no_unconditional
 from harness.errors import HarnessError, Lacking
 from harness.guidance.interval import Interval
 from harness.identity import digest
-from harness.method import Method, load_method, method_identity, no_gradient
+from harness.method import Method, load_method, load_sampler, method_identity, no_gradient
 from harness.metrics.base import Metric, PairedMetric, SampleMetric
 from harness.metrics.load import metric_identity
 from harness.noise.best_of_n import BestOfN
@@ -187,6 +187,12 @@ def _resolve(
     metrics = _metrics(benchmark, problems)
     problems += _only_clips(benchmark, models, metrics, recorded)
     methods = {}
+    shared = None  # what is wrong with the sampler of all methods: said once, and not again of each of them
+    try:
+        load_sampler(benchmark.sampler)
+    except HarnessError as error:
+        shared = str(error)
+        problems.append(shared)
     for label, method in benchmark.methods.items():
         problems += [
             f"methods.{label}.models: no model {name!r}: {registry.nearest(name, list(benchmark.models))}"
@@ -201,7 +207,8 @@ def _resolve(
                 f"methods.{label}: {text}" for text in _lacking(methods[label], benchmark.models, models, metrics)
             ]
         except (HarnessError, ValueError) as error:
-            problems.append(f"methods.{label}: {error}")
+            if str(error) != shared:
+                problems.append(f"methods.{label}: {error}")
     problems += [
         f"models.{label}: no method runs on it: name it in the 'models' of one, or leave it out"
         for label in benchmark.models if not any(method.runs_on(label) for method in benchmark.methods.values())

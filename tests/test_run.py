@@ -248,6 +248,11 @@ def test_an_edited_method_from_outside_is_another_definition(folder: Path, weigh
         ({"sampler": {"name": "dimm", "steps": 2}}, ["dimm", "did you mean 'ddim'"]),
         ({"sampler": {"name": "ddim", "steps": 0}}, ["steps"]),
         ({"sampler": {"name": "ddim", "stps": 3}}, ["stps"]),
+        ({"sampler": {"name": "heun", "rho": 0}}, [".yaml: sampler: rho must be a number above 0, got 0.0\n"]),
+        (
+            {"methods": {"m": {"sampler": {"rho": 0}}}},
+            [".yaml: methods.m: sampler: rho must be a number above 0, got 0.0\n"],
+        ),
         ({"models": {"sd": {"family": "stable_difusion", "weights": "x/y"}}}, ["models.sd", "'stable_diffusion'"]),
         ({"models": {"sd": SD | {"weights": "./nowhere"}}}, ["models.sd", "./nowhere", "no such folder"]),
         ({"models": {"sd": SD | {"weights": "builtin:shape-sd"}}}, ["models.sd", "builtin:shape-sd"]),
@@ -266,6 +271,8 @@ def test_bad_requests_are_refused_before_anything_runs(
     said = capsys.readouterr().err
     assert left.value.code == 2
     assert "Traceback" not in said
+    assert "Value error" not in said
+    assert said.count("rho must") <= 1
     assert len(said.splitlines()) < 25
     for part in expected:
         assert part in said
