@@ -1,7 +1,6 @@
 """What this machine has and lacks for a benchmark, and what the benchmark costs, before anything is run."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,22 @@ from harness import benchmark as benchmarks
 from harness import estimate, manifest, registry
 from harness.benchmark import ModelSpec, PromptSpec
 from harness.errors import HarnessError
+from harness.files import free
 from harness.resolve import Resolved, survey
 from harness.weights import files_of
 
 
-def check(name: str | None, throughput: float | None = None) -> dict[str, Any]:
-    """The report: `machine`, and for a benchmark `models`, `prompts`, `metrics`, `methods`, `cost`, `lacking`.
+def check(name: str | None, throughput: float | None = None, results: Path = Path()) -> dict[str, Any]:
+    """The report: `machine`, and for a benchmark `models`, `prompts`, `metrics`, `methods`, `cost`, `disk`, `lacking`.
 
     Nothing is fetched. `throughput` is the denoiser evaluations a second of one GPU; without it one is assumed
-    (`harness.estimate`).
+    (`harness.estimate`). `results` is where run folders are to lie; `disk` says what room their disk lacks, None where
+    it has enough.
 
     Raises:
         HarnessError: the benchmark cannot be run as it is written (the message says all that is wrong).
     """
-    report: dict[str, Any] = {"machine": _machine(), "metrics": [], "lacking": []}
+    report: dict[str, Any] = {"machine": _machine(results), "metrics": [], "lacking": []}
     if name is None:
         report["metrics"] = [_metric(entry, _missing(entry)) for entry in registry.names("metric")]
         return report
@@ -43,14 +44,29 @@ def check(name: str | None, throughput: float | None = None) -> dict[str, Any]:
     }
     counts = {entry["label"]: entry["prompts"] for entry in report["prompts"]}
     report["cost"] = estimate.cost(found, counts, report["methods"], throughput)
-    lacking = [*found.lacking.values(), *(entry["missing"] for entry in report["metrics"] if entry["missing"])]
-    report["lacking"] = list(dict.fromkeys(lacking))
+    report["disk"] = _disk(report["cost"], results / found.benchmark.name)
+    lacking = [*found.lacking.values(), *(entry["missing"] for entry in report["metrics"]), report["disk"]]
+    report["lacking"] = list(dict.fromkeys(text for text in lacking if text))
     return report
 
 
-def _machine() -> dict[str, Any]:
+def _disk(cost: dict[str, Any], run: Path) -> str | None:
+    """What is still to be written into a run's folder, where its disk has less room; None where it has enough."""
+    if cost["samples"] is None:
+        return None
+    there, room = free(run)
+    made = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    needed = cost["images_gb"] + cost["features_gb"] - made / 1e9
+    if needed <= room / 1e9:
+        return None
+    return (f"about {needed:,.1f} GB are still to be written, and the disk of {there.resolve()} has "
+            f"{room / 1e9:,.1f} GB free: free some space, or give another folder with --results")
+
+
+def _machine(results: Path) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpus": os.cpu_count(), "gpus": gpus, "free_disk_gb": round(shutil.disk_usage(Path.cwd()).free / 1e9, 1)}
+    there, room = free(results)
+    return {"cpus": os.cpu_count(), "gpus": gpus, "free_disk_gb": round(room / 1e9, 1), "disk": str(there.resolve())}
 
 
 def _model(found: Resolved, label: str, spec: ModelSpec) -> dict[str, Any]:
@@ -112,7 +128,8 @@ def text(report: dict[str, Any]) -> str:
     """The report for reading."""
     machine = report["machine"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
-    lines = [f"machine   {machine['cpus']} CPUs, {gpus}, {machine['free_disk_gb']} GB of disk free here"]
+    room = f"{machine['free_disk_gb']:,} GB free on the disk of {machine['disk']}"
+    lines = [f"machine   {machine['cpus']} CPUs, {gpus}, {room}"]
     for model in report.get("models", []):
         size = "" if model["megabytes"] is None else f", {model['megabytes']:,} MB"
         clips = f", clips of {model['frames']} frames" if (model["frames"] or 1) > 1 else ""
@@ -136,20 +153,21 @@ def text(report: dict[str, Any]) -> str:
         )
     for metric in report["metrics"]:
         lines.append(f"metric    {metric['label']}:{_lacks(metric) or ' ready'}")
-    return "\n".join([*lines, *(_cost(report["cost"]) if "cost" in report else [])])
+    return "\n".join([*lines, *(_cost(report["cost"], report["disk"]) if "cost" in report else [])])
 
 
 def _lacks(entry: dict[str, Any]) -> str:
     return f" MISSING: {entry['missing']}" if entry["missing"] else ""
 
 
-def _cost(cost: dict[str, Any]) -> list[str]:
+def _cost(cost: dict[str, Any], disk: str | None) -> list[str]:
     if cost["samples"] is None:
         return ["cost      unknown, as the number of prompts is"]
     judged = f", {cost['judged']:,} images judged" if cost["judged"] else ""
     lines = [
         f"cost      {cost['samples']:,} images in {cost['files']:,} files, {cost['nfe']:,} evaluations{judged}",
-        f"disk      about {cost['images_gb']:,} GB of images, {cost['features_gb']:,} GB of features",
+        f"disk      about {cost['images_gb']:,} GB of images, {cost['features_gb']:,} GB of features"
+        f"{_lacks({'missing': disk})}",
     ]
     speeds = ", ".join(f"{label} {speed:,}" for label, speed in cost["evaluations_per_second"].items() if speed)
     if cost["gpu_hours"] is None:

@@ -324,11 +324,12 @@ def check(
         float | None, typer.Option(min=1e-9, help="Denoiser evaluations a second of one GPU; default: an assumption.")
     ] = None,
     as_json: Json = False,
+    results: Results = DEFAULT_RESULTS,
 ) -> None:
     """Say what this machine has and lacks for a benchmark, and what the benchmark costs, before it is run."""
     from harness import check as checker
 
-    report = checker.check(benchmark, throughput)
+    report = checker.check(benchmark, throughput, results)
     typer.echo(json.dumps(report, indent=1) if as_json else checker.text(report))
     raise typer.Exit(1 if report["lacking"] else 0)
 

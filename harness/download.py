@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from urllib3.exceptions import NewConnectionError
 from harness import weights
 from harness.display import Transfers
 from harness.errors import HarnessError
-from harness.files import must_be_inside, rename, write_atomic, writing
+from harness.files import free, must_be_inside, rename, write_atomic, writing
 
 T = TypeVar("T")
 CHUNK = 1 << 17  # bytes
@@ -236,10 +235,9 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
 def must_fit(folder: Path, size: int, name: str, where: str = WHERE, done: str = "fetched") -> None:
     """Raises HarnessError where the disk that `folder` is to lie on has less than `size` bytes free, still to be
     `done`."""
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
-    free = shutil.disk_usage(there).free
-    if size > free:
-        raise HarnessError(f"{name}: {size:,} bytes are still to be {done}, and the disk of {there} has {free:,} "
+    there, room = free(folder)
+    if size > room:
+        raise HarnessError(f"{name}: {size:,} bytes are still to be {done}, and the disk of {there} has {room:,} "
                            f"free: free some space, or give another folder with {where}")
 
 

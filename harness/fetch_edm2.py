@@ -17,7 +17,8 @@ import yaml
 from harness import artifacts
 from harness.artifacts import megabytes
 from harness.download import SUMS, Downloader, Unreachable, alone, sums, write_sums
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Lacking
+from harness.registry import nearest
 from harness.weights import home, sha256_of
 
 PICKLE = ".pkl"
@@ -75,13 +76,18 @@ def names_of(name: str) -> list[str]:
 
 
 def refuse(name: str) -> None:
-    """Raises a HarnessError for what cannot stand as `weights:` in a model block: a pickle, or a preset."""
+    """Raises a HarnessError for what cannot stand as `weights:` in a model block: a pickle, a preset, or a name like a
+    network's that is none."""
     if Path(name).suffix == PICKLE:
         raise HarnessError(f"weights {name!r}: a pickle is not opened as it is. `harness fetch {name}` converts one of "
                            f"EDM2, and 'weights: {Path(name).stem}' then finds it")
     if pair := preset(name):
         further = "".join(f" and 'networks: {{guide: {{weights: {guide}}}}}'" for guide in pair[1:])
         raise HarnessError(f"weights {name!r}: a preset of EDM2; write 'weights: {pair[0]}'{further}")
+    if name.startswith("edm2-") and re.fullmatch(NAME, name) and not is_network(name) and here(name) is None:
+        networks = dict.fromkeys(network for pair in published().presets.values() for network in pair)
+        raise Lacking(f"weights {name!r}: no such folder, and no network that EDM2's authors publish: "
+                      f"{nearest(name, list(networks))}")
 
 
 def here(name: str) -> Path | None:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -73,6 +74,12 @@ def rename(temporary: Path, path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def free(folder: Path) -> tuple[Path, int]:
+    """The nearest folder above one that is to be written, or itself, that is there, and the bytes free on its disk."""
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    return there, shutil.disk_usage(there).free
 
 
 def listing(folder: Path) -> list[str]:

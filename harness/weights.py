@@ -207,7 +207,7 @@ def content_digest(path: Path) -> str:
     if not any(p.suffix == ".safetensors" for p in found):
         raise HarnessError(
             f"weights folder {path} holds no .safetensors file (pickled weights are not opened); "
-            f"expected the layout of the diffusers or transformers library"
+            f"expected the layout of the diffusers or transformers library, or a network that `harness fetch` converted"
         )
     for p in found:
         if p.suffix == ".safetensors":

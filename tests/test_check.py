@@ -1,10 +1,12 @@
 """What `harness check` says on a machine that has nothing: all that is lacking, and the cost; it asks nobody."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from harness import benchmark as benchmarks
 from harness import manifest
@@ -51,6 +53,34 @@ def test_the_estimate_is_plain_arithmetic(bare: None, capsys: pytest.CaptureFixt
     }
     said = harness(capsys, "check", "noiserefine-table2")[1].splitlines()
     assert line(said, "time      ").endswith("sd21 55.6 (assumed; --throughput takes yours)")  # 100 / (0.8 * 1.5**2)
+
+
+def test_a_disk_without_room_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of the folder which the run's is to lie in; what a run has written already needs no room."""
+    content = yaml.safe_load((FOLDER / "shapes.yaml").read_text(encoding="utf-8"))
+    content |= {"seeds": list(range(1000)), "metrics": [], "tables": []}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    asked: list[Path] = []
+    room = 10**10
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (
+        asked.append(path), shutil._ntuple_diskusage(10**12, 10**12 - room, room))[1])  # type: ignore[attr-defined]
+    args = ("check", str(tmp_path / "mine.yaml"), "--results", str(tmp_path / "far" / "runs"))
+    code, said, _ = harness(capsys, *args)
+    assert (code, line(said.splitlines(), "disk      ").count("MISSING")) == (0, 0)
+    assert f"10.0 GB free on the disk of {tmp_path}" in said
+    room = 10**9
+    code, said, _ = harness(capsys, *args)
+    told = line(said.splitlines(), "disk      ")
+    assert (code, set(asked)) == (1, {tmp_path})
+    assert " MISSING: about 4.4 GB are still to be written, and the disk of " in told
+    assert f"{tmp_path} has 1.0 GB free: free some space, or give another folder with --results" in told
+    written = tmp_path / "far" / "runs" / content["name"] / "images"
+    written.mkdir(parents=True)
+    with (written / "part").open("wb") as file:
+        file.truncate(10**10)  # it takes no room
+    assert harness(capsys, *args)[0] == 0
 
 
 @pytest.mark.parametrize("name", list(NFE))

@@ -9,6 +9,7 @@ import pytest
 
 from harness import distribution
 from harness.distribution import distribution_values, paired_distances
+from harness.images import encode
 from harness.metrics.base import DistributionMetric, Reference
 from harness.plan import Cell
 from harness.prompts import Prompt, PromptSet
@@ -93,6 +94,16 @@ def test_a_cell_without_images_says_so(store: Store) -> None:
     records = distribution_values(store, [_cell("nothing"), _cell("a")], {"one": (Shift(), "1")}, baselines=["a"])
     assert [(r["n"], r["value"] is None, r["error"]) for r in records] == [(0, True, "no images"), (24, False, None)]
     assert records[0]["against"] == {}
+
+
+def test_a_cell_with_images_whose_features_are_not_there_says_so(store: Store) -> None:
+    cell = _cell("unscored")
+    part = Part("m", "unscored", "p", "0-0-11")
+    row = {"model": "m", "method": "unscored", "prompts": "p", "prompt_id": "0", "seed": 0, "error": None}
+    image = encode(np.zeros((1, 8, 8, 3), np.uint8), "png")
+    store.write_images(part, [row | {"sample_id": cell.sample_id("0", 0)}], [image])
+    (record,) = distribution_values(store, [cell], {"one": (Shift(), "1")})
+    assert record["error"] == "no features of the images here; `harness score RUN` makes them, or says what they lack"
 
 
 def test_two_cells_on_common_pairs_with_each_distance_computed_once(

@@ -108,6 +108,17 @@ def test_a_model_block_may_name_a_network_that_is_fetched_then(server: Server, h
         weights.resolve("edm2-img512-xxl-0.015")
 
 
+def test_a_misspelt_network_of_a_model_block_gets_the_nearest_name(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(Lacking, match=r"did you mean 'edm2-img512-xs-uncond-2147483-0\.025'") as caught:
+        weights.resolve("edm2-img512-xs-uncod-2147483-0.025", fetch=False)
+    assert "diffusers" not in str(caught.value)
+    (home / "edm2-mine").mkdir(parents=True)  # a pickle of one's own that is called so
+    (home / "edm2-mine" / "config.json").write_text(json.dumps({"source": {"sha256": "0"}}))
+    assert weights.resolve("edm2-mine") == (home / "edm2-mine").resolve()
+    with pytest.raises(HarnessError, match="transformers library, or a network that `harness fetch` converted"):
+        weights.content_digest(tmp_path)
+
+
 def test_a_download_that_was_cut_goes_on(
     server: Server, home: Path, pickles: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
