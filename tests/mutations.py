@@ -188,7 +188,7 @@ _PAIRS: dict[tuple[str, str], list[tuple[str, str]]] = {
         ("if not all(a > b for", "if False and all(a > b for"),
         ("(0.5 * self._slope + 0.5 * slope)", "slope"),
         ("return self._before + length", "return state + length"),
-        ("self.arrivals = [*list(starts.values())[1:], 0.0]", "self.arrivals = [*list(starts.values())[1:], 0.002]"),
+        ("self.arrivals = [*_starts(placed)[1:], 0.0]", "self.arrivals = [*_starts(placed)[1:], 0.002]"),
         ("timestep(level)), level)", "timestep(starts[index])), level)"),
         ("Step(index, sampler.steps, starts[index], timestep", "Step(index, sampler.steps, level, timestep"),
         ("return state * self.model.alpha_sigma(self.evaluations[i].timestep)[0]", "return state"),
