@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +42,7 @@ ROWS = [
     "nfe", "flops", "seconds", "error",
 ]
 SCORES = ["sample_id", "metric", "metric_digest", "value", "error"]  # beside their places
+_Planned = Mapping[tuple[str, str, str], Collection[str]]  # by model, method, prompts: the ids of samples
 
 
 @dataclass
@@ -446,14 +447,10 @@ def _score(work: _Work, cells: list[Cell]) -> None:
 
 def tabulate(store: Store, resolved: Resolved, cells: list[Cell], failures: list[str]) -> Outcome:
     """Joins the planned samples with their scores, for tables; rows of an earlier, wider plan stay out."""
-    by_place = {(cell.model, cell.method, cell.prompts): set(cell.sample_ids()) for cell in cells}
-    planned = set().union(*by_place.values())
+    planned = {(cell.model, cell.method, cell.prompts): set(cell.sample_ids()) for cell in cells}
     rows = store.read("images", columns=ROWS)
-    # By cell: what one label has no more, another of the same set may have.
-    places = zip(rows["model"], rows["method"], rows["prompts"], strict=True)
-    inside = [sample in by_place.get(place, ()) for sample, place in zip(rows["sample_id"], places, strict=True)]
-    rows = rows[np.array(inside, bool) & (rows["frame"] == 0)]
-    place = {(cell.model, cell.method, cell.prompts): number for number, cell in enumerate(cells)}
+    rows = rows[_among(rows, planned) & (rows["frame"] == 0)]
+    place = {key: number for number, key in enumerate(planned)}
     order = [place[key] for key in zip(rows["model"], rows["method"], rows["prompts"], strict=True)]
     rows = rows.assign(order=order).sort_values("order", kind="stable", ignore_index=True).drop(columns="order")
     asked = {named(entry)[0] for entry in resolved.benchmark.metrics}
@@ -507,12 +504,15 @@ def _info(metric: ResolvedMetric) -> tables.MetricInfo:
     )
 
 
-def _current(store: Store, label: str, digest: str, planned: Collection[str]) -> pd.DataFrame:
+def _current(store: Store, label: str, digest: str, planned: _Planned) -> pd.DataFrame:
     """The planned samples' scores by a metric as it is now."""
     rows = store.read("scores", label, columns=SCORES)
     return rows[_among(rows, planned) & (rows["metric_digest"] == digest)]
 
 
-def _among(rows: pd.DataFrame, planned: Collection[str]) -> np.ndarray:
-    """Which rows are of planned samples. (Series.isin makes a list of a set anew each time, at 50 times the cost.)"""
-    return np.fromiter((sample in planned for sample in rows["sample_id"]), bool, len(rows))
+def _among(rows: pd.DataFrame, planned: _Planned) -> np.ndarray:
+    """Which rows are of planned samples: by cell, as what one label has no more another of the same set may have.
+    (Series.isin makes a list of a set anew each time, at 50 times the cost.)"""
+    places = zip(rows["model"], rows["method"], rows["prompts"], strict=True)
+    inside = (sample in planned.get(place, ()) for sample, place in zip(rows["sample_id"], places, strict=True))
+    return np.fromiter(inside, bool, len(rows))

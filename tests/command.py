@@ -1,11 +1,14 @@
 """The `harness` command in this process, and a metric of a user's own for it."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness import cli
+from harness.store import Store
 
 BRIGHTNESS = '''
 from dataclasses import dataclass
@@ -40,3 +43,15 @@ def harness(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     return int(code), said.out, said.err
+
+
+def generated(
+    capsys: pytest.CaptureFixture[str], benchmark: Path
+) -> tuple[list[dict[str, Any]], list[np.ndarray | None]]:
+    """Rows and images of a benchmark's only part, run without workers, its results beside the file."""
+    results = benchmark.parent / "runs"
+    code, _, err = harness(capsys, "run", str(benchmark), "--workers", "0", "--results", str(results))
+    assert code == 0, err
+    store = Store(results / benchmark.stem)
+    (part,) = store.parts("images")
+    return store.read_images(part)

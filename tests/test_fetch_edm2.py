@@ -11,9 +11,8 @@ from harness import download, fetch_edm2, weights
 from harness.artifacts import catalogue
 from harness.errors import HarnessError, Lacking
 from harness.metrics.reference import find_reference
-from harness.store import Store
 from tests import edm2_pickles
-from tests.command import harness
+from tests.command import generated, harness
 from tests.edm2_pickles import NETWORKS, EasyDict, content, dumps
 from tests.loopback import Page, Server, empty_home, serving_as_the_hub
 from tests.test_edm2_pickle import Calls, ran
@@ -256,13 +255,7 @@ def test_a_converted_pickle_generates(home: Path, tmp_path: Path, capsys: pytest
     }))
     (tmp_path / "classes.csv").write_text("id,text,label\na,zero,0\nb,one,1\n")
     assert harness(capsys, "fetch", str(own))[0] == 0
-    code, _, err = harness(
-        capsys, "run", str(tmp_path / "edm2.yaml"), "--workers", "0", "--results", str(tmp_path / "runs")
-    )
-    assert code == 0, err
-    store = Store(tmp_path / "runs" / "edm2")
-    (part,) = store.parts("images")
-    rows, images = store.read_images(part)
+    rows, images = generated(capsys, tmp_path / "edm2.yaml")
     assert [row["error"] for row in rows] == [None, None]
     one, other = (image for image in images if image is not None)
     assert (one.shape, one.std() > 1, (one != other).any()) == ((1, 8, 8, 3), True, True)

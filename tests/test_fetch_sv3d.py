@@ -14,8 +14,7 @@ from harness import artifacts, fetch, fetch_sv3d, weights
 from harness.diffusion import sv3d_file
 from harness.errors import HarnessError, Lacking
 from harness.files import write_atomic
-from harness.store import Store
-from tests.command import harness
+from tests.command import generated, harness
 from tests.loopback import Page, empty_home, serving_as_the_hub
 from tests.vectors.sv3d import tiny_file
 
@@ -150,13 +149,7 @@ def test_a_converted_file_generates(
         "sampler": {"name": "euler", "steps": 1}, "methods": {"plain": {}},
     }))
     assert harness(capsys, "fetch", str(file))[0] == 0
-    code, _, err = harness(
-        capsys, "run", str(tmp_path / "orbits.yaml"), "--workers", "0", "--results", str(tmp_path / "runs")
-    )
-    assert code == 0, err
-    store = Store(tmp_path / "runs" / "orbits")
-    (part,) = store.parts("images")
-    (row,), (clip,) = store.read_images(part)
+    (row,), (clip,) = generated(capsys, tmp_path / "orbits.yaml")
     assert row["error"] is None
     assert clip is not None
     assert (clip.shape, clip.std() > 1) == ((21, 16, 16, 3), True)
